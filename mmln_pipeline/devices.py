@@ -1,0 +1,67 @@
+"""Where the network runs: device names, threads, and the precision that pays on each device."""
+
+from __future__ import annotations
+
+import torch
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Turn a device option into a device that exists here.
+
+    Parameters
+    ----------
+    name : str, default="auto"
+        ``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        When the name is none of these, or CUDA or its device N is absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise ValueError(f"device: {name!r} asked for, but PyTorch finds no CUDA device; use --device cpu or auto")
+        if index and int(index) >= count:
+            raise ValueError(f"device: {name!r} asked for, but there are {count} CUDA devices, numbered from 0")
+    return torch.device(name)
+
+
+def set_threads(count: int | None) -> None:
+    """Let PyTorch's CPU operators use this many threads; None leaves the library's choice."""
+    if count is not None:
+        if count < 1:
+            raise ValueError(f"threads: expected at least 1, found {count}")
+        torch.set_num_threads(count)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Tell whether bfloat16 convolutions are faster than float32 ones on a device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return the context in which the network's convolutions run on a device.
+
+    Parameters
+    ----------
+    device : torch.device
+
+    Returns
+    -------
+    torch.autocast
+        bfloat16 where the hardware has it, else float32. Fields stay float32 in either.
+    """
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))

@@ -1,0 +1,305 @@
+"""Displacement and velocity fields on voxel grids: warp, compose, integrate, resize, Jacobian, NDV.
+
+One convention everywhere. A displacement ``u`` has shape (B, 3, I, J, K), its components are in voxels of its own
+grid in array-axis order, and it maps by pull: ``moved(x) = M(x + u(x))``. Voxel ``j`` of a grid half the size has
+its centre at ``2 j + 0.5`` of the finer grid, for pooling and for interpolation alike. Everything here is float32:
+half precision loses sub-voxel accuracy in repeated composition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SQUARING_STEPS = 7
+
+
+def voxel_grid(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Return the voxel coordinates of a grid.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Grid size (I, J, K).
+    device : torch.device, optional
+        Where the tensor lives (default: CPU).
+
+    Returns
+    -------
+    Tensor, shape (3, I, J, K)
+        Coordinates in voxels, float32.
+    """
+    axes = [torch.arange(n, dtype=torch.float32, device=device) for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def warp(image: Tensor, displacement: Tensor, mode: str = "bilinear", origin: Sequence[int] = (0, 0, 0)) -> Tensor:
+    """Sample an image, or a field, at displaced positions.
+
+    Parameters
+    ----------
+    image : Tensor, shape (B, C, I, J, K)
+        What is sampled.
+    displacement : Tensor, shape (B, 3, i, j, k)
+        Offsets in voxels of `image`'s grid.
+    mode : {"bilinear", "nearest"}, default="bilinear"
+        Interpolation (trilinear in 3-D); positions outside take the nearest border voxel.
+    origin : sequence of int, default=(0, 0, 0)
+        Voxel of `image` at which the displacement's grid begins, when that is a window of it.
+
+    Returns
+    -------
+    Tensor, shape (B, C, i, j, k)
+        ``image(x + origin + u(x))``, float32.
+    """
+    size = image.shape[2:]
+    start = torch.tensor(origin, dtype=torch.float32, device=displacement.device).view(1, 3, 1, 1, 1)
+    position = voxel_grid(displacement.shape[2:], displacement.device) + start + displacement.float()
+    scale = torch.tensor([2.0 / max(n - 1, 1) for n in size], device=displacement.device).view(1, 3, 1, 1, 1)
+    normalized = (position * scale - 1.0).flip(1).movedim(1, -1)  # grid_sample wants the last axis first
+    return _grid_sample(image.float(), normalized, mode)
+
+
+def compose(outer: Tensor, inner: Tensor, origin: Sequence[int] = (0, 0, 0)) -> Tensor:
+    """Return the displacement of ``outer(inner(x))``.
+
+    Parameters
+    ----------
+    outer : Tensor, shape (B, 3, I, J, K)
+        Displacement applied second, in voxels.
+    inner : Tensor, shape (B, 3, i, j, k)
+        Displacement applied first; its grid is `outer`'s, or a window of it that begins at `origin`.
+    origin : sequence of int, default=(0, 0, 0)
+        See :func:`warp`.
+
+    Returns
+    -------
+    Tensor, shape (B, 3, i, j, k)
+        Displacement in voxels on `inner`'s grid.
+    """
+    return inner + warp(outer, inner, origin=origin)
+
+
+def exponentiate(velocity: Tensor, steps: int = SQUARING_STEPS) -> Tensor:
+    """Integrate a stationary velocity field over unit time by scaling and squaring.
+
+    Parameters
+    ----------
+    velocity : Tensor, shape (B, 3, I, J, K)
+        Voxels per unit time.
+    steps : int, default=7
+        Number of squarings.
+
+    Returns
+    -------
+    Tensor, shape (B, 3, I, J, K)
+        Displacement in voxels; the inverse map is ``exponentiate(-velocity)``.
+
+    References
+    ----------
+    Arsigny et al., MICCAI 2006; paper section 3.1.
+    """
+    displacement = velocity.float() / 2**steps
+    for _ in range(steps):
+        displacement = compose(displacement, displacement)
+    return displacement
+
+
+def integrate(velocities: Sequence[Tensor], shape: Sequence[int], inverse: bool = False) -> Tensor:
+    """Turn a coarse-to-fine sequence of velocity fields into one displacement field.
+
+    The map is ``exp(v_1) o exp(v_2) o ... o exp(v_n)``, the finest applied to a fixed point first; its inverse is
+    ``exp(-v_n) o ... o exp(-v_1)``.
+
+    Parameters
+    ----------
+    velocities : sequence of Tensor, each of shape (B, 3, i, j, k)
+        Stationary velocity fields in voxels of their own grids, usually coarse to fine, over one field of view.
+    shape : sequence of int
+        Size (I, J, K) of the result's grid.
+    inverse : bool, default=False
+        Return the inverse map.
+
+    Returns
+    -------
+    Tensor, shape (B, 3, I, J, K)
+        Displacement in voxels of the result's grid.
+    """
+    sign = -1.0 if inverse else 1.0
+    total: Tensor | None = None
+    for velocity in velocities:
+        step = exponentiate(sign * velocity)
+        if total is None:
+            total = step
+            continue
+        finer = [max(pair) for pair in zip(total.shape[2:], step.shape[2:], strict=True)]
+        total, step = resize_field(total, finer), resize_field(step, finer)
+        total = compose(step, total) if inverse else compose(total, step)
+    if total is None:
+        raise ValueError("integrate: expected at least one velocity field, found none")
+    return resize_field(total, shape)
+
+
+def resize_image(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resample an image to another grid size over the same field of view, trilinearly.
+
+    Parameters
+    ----------
+    image : Tensor, shape (B, C, I, J, K)
+    shape : sequence of int
+        New size (i, j, k).
+
+    Returns
+    -------
+    Tensor, shape (B, C, i, j, k)
+    """
+    if tuple(image.shape[2:]) == tuple(shape):
+        return image
+    return F.interpolate(image, size=tuple(shape), mode="trilinear", align_corners=False)
+
+
+def resize_field(field: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resample a displacement or velocity field and rescale its voxel units, axis by axis.
+
+    Parameters
+    ----------
+    field : Tensor, shape (B, 3, I, J, K)
+        Voxels of its own grid.
+    shape : sequence of int
+        New size (i, j, k).
+
+    Returns
+    -------
+    Tensor, shape (B, 3, i, j, k)
+        Voxels of the new grid.
+    """
+    if tuple(field.shape[2:]) == tuple(shape):
+        return field
+    ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
+    return resize_image(field, shape) * torch.tensor(ratio, device=field.device).view(1, 3, 1, 1, 1)
+
+
+def downsample(image: Tensor) -> Tensor:
+    """Halve an image by averaging blocks of 2 x 2 x 2 voxels (the anti-aliased trilinear half).
+
+    Parameters
+    ----------
+    image : Tensor, shape (B, C, I, J, K)
+        An odd size keeps its last voxel by averaging what there is of the block.
+
+    Returns
+    -------
+    Tensor, shape (B, C, ceil(I/2), ceil(J/2), ceil(K/2))
+    """
+    return F.avg_pool3d(image, 2, ceil_mode=True, count_include_pad=False)
+
+
+def gradient(field: Tensor) -> Tensor:
+    """Return forward differences of a field along the three axes, zero behind the last voxel.
+
+    Parameters
+    ----------
+    field : Tensor, shape (B, C, I, J, K)
+
+    Returns
+    -------
+    Tensor, shape (B, C, 3, I, J, K)
+        Difference per voxel; the last axis before the grid is the direction.
+    """
+    return torch.stack([F.pad(field.diff(dim=d), [0, 0] * (4 - d) + [0, 1]) for d in (2, 3, 4)], dim=2)
+
+
+def jacobian_determinant(displacement: Tensor) -> Tensor:
+    """Return the Jacobian determinant of ``x + u(x)`` by central differences, one-sided at the border.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (B, 3, I, J, K)
+        Voxels; every axis has at least 2 voxels.
+
+    Returns
+    -------
+    Tensor, shape (B, I, J, K)
+        Volume change; a value <= 0 is a fold.
+
+    References
+    ----------
+    Paper section 4.3.
+    """
+    position = displacement.float() + voxel_grid(displacement.shape[2:], displacement.device)
+    rows = [torch.gradient(position[:, c], dim=(1, 2, 3)) for c in range(3)]
+    return _determinant(*rows)
+
+
+def ndv(displacement: Tensor) -> Tensor:
+    """Return the non-diffeomorphic volume of every grid cell.
+
+    Each cell of 2 x 2 x 2 voxels is cut into five tetrahedra in its two possible ways; the volume that inverted
+    tetrahedra take up, averaged over the two ways, is what no choice of finite differences can hide. A field is
+    called fold-free only when this is zero everywhere.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (B, 3, I, J, K)
+        Voxels.
+
+    Returns
+    -------
+    Tensor, shape (B, I-1, J-1, K-1)
+        Inverted volume per cell, in voxels.
+
+    References
+    ----------
+    Liu et al., "On finite difference Jacobian computation in deformable image registration", IJCV 2024.
+    """
+    position = displacement.float() + voxel_grid(displacement.shape[2:], displacement.device)
+    corner = {bits: _cell_corner(position, bits) for bits in product((0, 1), repeat=3)}
+    inverted = torch.zeros_like(corner[0, 0, 0][:, 0])
+    for bits, here in corner.items():  # the tetrahedron at each corner, spanned by its three edges
+        edges = [corner[_flip(bits, axis)] - here for axis in range(3)]
+        sign = -1.0 if sum(bits) % 2 else 1.0
+        inverted += (-sign * _triple(*edges)).clamp(min=0) / 6
+    for apex, others in (((0, 0, 0), ((0, 1, 1), (1, 0, 1), (1, 1, 0))), ((1, 1, 1), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))):
+        edges = [corner[bits] - corner[apex] for bits in others]  # the middle tetrahedron of either way
+        sign = 1.0 if apex == (0, 0, 0) else -1.0
+        inverted += (-sign * _triple(*edges)).clamp(min=0) / 6
+    return inverted / 2
+
+
+def _grid_sample(image: Tensor, position: Tensor, mode: str) -> Tensor:
+    """Sample at normalized positions; on a CPU, where only batches run in parallel, in as many slabs as threads."""
+    slabs = torch.get_num_threads() if image.device.type == "cpu" and len(image) == 1 else 1
+    if slabs == 1 or position.shape[1] % slabs:
+        return F.grid_sample(image, position, mode=mode, padding_mode="border", align_corners=True)
+    parts = position[0].unflatten(0, (slabs, -1))  # (1, I, J, K, 3) -> (slabs, I / slabs, J, K, 3)
+    sampled = F.grid_sample(
+        image.expand(slabs, *image.shape[1:]), parts, mode=mode, padding_mode="border", align_corners=True
+    )
+    return sampled.movedim(0, 1).flatten(1, 2)[None]
+
+
+def _cell_corner(position: Tensor, bits: tuple[int, ...]) -> Tensor:
+    """Return one corner's positions for every cell, shape (B, 3, I-1, J-1, K-1)."""
+    index = tuple(slice(b, n - 1 + b) for b, n in zip(bits, position.shape[2:], strict=True))
+    return position[(slice(None), slice(None), *index)]
+
+
+def _flip(bits: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return tuple(1 - b if a == axis else b for a, b in enumerate(bits))
+
+
+def _triple(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """Return the scalar triple product of vectors in channel 1."""
+    return _determinant(a.unbind(1), b.unbind(1), c.unbind(1))
+
+
+def _determinant(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor]) -> Tensor:
+    return (
+        a[0] * (b[1] * c[2] - b[2] * c[1])
+        - a[1] * (b[0] * c[2] - b[2] * c[0])
+        + a[2] * (b[0] * c[1] - b[1] * c[0])
+    )

@@ -1,0 +1,61 @@
+"""Write files whole or not at all, so that an interrupted run never leaves half an output behind."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path that replaces the target when the block ends well.
+
+    The temporary file lies in the target's folder (made if absent) and keeps its name's ending, so that writers which
+    choose a format by suffix work and the final rename never crosses a file system.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to be made or replaced.
+
+    Yields
+    ------
+    Path
+        Where to write. It does not exist yet; it is removed when the block raises.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the block ends without having written the file.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{uuid.uuid4().hex[:8]}-{target.name}")
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file atomically, in UTF-8.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to be made or replaced.
+    text : str
+        Its whole content.
+
+    Returns
+    -------
+    Path
+        The file written.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)

@@ -1,0 +1,169 @@
+"""Training losses: similarity (global and local correlation), smoothness, and the level totals (paper eq. 2-8)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmln_pipeline.fields import gradient
+
+FLAT = 1e-7
+"""Product of two window variances under which a window counts as flat: images in [0, 1] stored in 8 bits have
+noise of variance 1e-6, so background scores 0 and cannot explode."""
+
+
+def global_correlation_loss(fixed: Tensor, moved: Tensor) -> Tensor:
+    """Return one minus Pearson's correlation over the whole image grid.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor, shape (B, 1, I, J, K)
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over the batch of ``1 - CorrCoef``, 0 (identical up to scale) to 2.
+
+    References
+    ----------
+    Paper eq. 2-4.
+    """
+    a = fixed.float().flatten(1)
+    b = moved.float().flatten(1)
+    a = a - a.mean(1, keepdim=True)
+    b = b - b.mean(1, keepdim=True)
+    return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-6)).mean()
+
+
+def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7) -> Tensor:
+    """Return the squared correlation coefficient inside a cubic window round every voxel.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor, shape (B, 1, I, J, K)
+        Images in [0, 1].
+    window : int, default=7
+        Edge of the window in voxels, odd.
+
+    Returns
+    -------
+    Tensor, shape (B, 1, I, J, K)
+        0 to 1; 0 where either image is flat.
+    """
+    a, b = fixed.float(), moved.float()
+    mean = _box(torch.cat([a, b, a * a, b * b, a * b], dim=1), window)
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = mean.split(1, dim=1)
+    var_a = (mean_aa - mean_a * mean_a).clamp(min=0)
+    var_b = (mean_bb - mean_b * mean_b).clamp(min=0)
+    covariance = mean_ab - mean_a * mean_b
+    return covariance * covariance / (var_a * var_b + FLAT)
+
+
+def local_correlation_loss(
+    fixed: Tensor, moved: Tensor, window: int = 7, weight: Tensor | None = None
+) -> Tensor:
+    """Return one minus the mean local squared correlation.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor, shape (B, 1, I, J, K)
+        Images in [0, 1].
+    window : int, default=7
+        Edge of the window in voxels, odd.
+    weight : Tensor, shape (B, 1, I, J, K), optional
+        What each voxel counts, 0 where a lesion or an edit must not steer; all ones by default.
+
+    Returns
+    -------
+    Tensor, scalar
+    """
+    score = local_correlation(fixed, moved, window)
+    if weight is None:
+        return 1 - score.mean()
+    return 1 - (score * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def similarity_loss(fixed: Tensor, moved: Tensor, kind: str = "global", window: int = 7) -> Tensor:
+    """Return the similarity loss that a configuration names.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor, shape (B, 1, I, J, K)
+    kind : {"global", "local"}, default="global"
+        Pearson's correlation over the grid (the paper's), or in windows.
+    window : int, default=7
+        Edge of the local window in voxels.
+
+    Returns
+    -------
+    Tensor, scalar
+
+    Raises
+    ------
+    ValueError
+        When `kind` is neither.
+    """
+    if kind == "global":
+        return global_correlation_loss(fixed, moved)
+    if kind == "local":
+        return local_correlation_loss(fixed, moved, window)
+    raise ValueError(f"similarity: expected 'global' or 'local', found {kind!r}")
+
+
+def smoothness_loss(velocity: Tensor) -> Tensor:
+    """Return the mean squared norm of a velocity field's gradient, in voxel units.
+
+    Parameters
+    ----------
+    velocity : Tensor, shape (B, 3, I, J, K)
+        Voxels per unit time, so that the three axes weigh alike.
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over voxels of the sum of the nine squared forward differences.
+
+    References
+    ----------
+    Paper eq. 5, without its factor ``k / 2**(L - p)``, which :func:`level_loss` applies.
+    """
+    return gradient(velocity.float()).square().sum(dim=(1, 2)).mean()
+
+
+def level_loss(
+    level: int, levels: int, similarity: Tensor, smoothness: Tensor, smoothing: float, branch: Tensor | float = 0.0
+) -> Tensor:
+    """Return a level's total loss.
+
+    Parameters
+    ----------
+    level, levels : int
+        Level p, from 1 (coarsest), of L.
+    similarity : Tensor, scalar
+        Of the 3-D branch.
+    smoothness : Tensor, scalar
+        :func:`smoothness_loss` of the 3-D branch's velocity.
+    smoothing : float
+        Regularisation parameter k.
+    branch : Tensor or float, default=0
+        The second branch's similarity, weighted: alpha or beta times the slice branch's, or theta times the core's.
+
+    Returns
+    -------
+    Tensor, scalar
+
+    References
+    ----------
+    Paper eq. 5-8.
+    """
+    return similarity + smoothing / 2 ** (levels - level) * smoothness + branch
+
+
+def _box(image: Tensor, window: int) -> Tensor:
+    """Average over a cubic window, axis by axis; the border averages what there is."""
+    for axis in range(3):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = window, window // 2
+        image = F.avg_pool3d(image, kernel, stride=1, padding=padding, count_include_pad=False)
+    return image

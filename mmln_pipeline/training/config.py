@@ -1,0 +1,235 @@
+"""The training configuration: one dataclass a TOML table, each checked where it is made."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from mmln_pipeline.network import NetworkConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One BIDS dataset of skull-stripped T1w images.
+
+    Parameters
+    ----------
+    path : str
+        Dataset folder, relative to the configuration file or absolute.
+    labels : str, optional
+        Derivative folder inside `path` whose ``*_dseg.nii.gz`` mirror the images; none for unlabelled data.
+    split : str, optional
+        Use only the rows of `path`/split.tsv (columns participant_id, session_id, split) with this value.
+    """
+
+    path: str
+    labels: str = ""
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on and what selects the checkpoint.
+
+    Parameters
+    ----------
+    train, validation : tuple of DatasetConfig
+    pack : str
+        Folder of the preprocessed volumes, relative to the configuration file; made when absent.
+    template : str
+        Template whose grid the volumes are aligned to.
+    flip : bool
+        Mirror pairs left to right, half of the time.
+    gamma : float
+        Raise each image to the power ``exp(s)``, s normal with this standard deviation.
+    """
+
+    train: tuple[DatasetConfig, ...] = ()
+    validation: tuple[DatasetConfig, ...] = ()
+    pack: str = "pack"
+    template: str = "MNI152NLin2009aSym"
+    flip: bool = True
+    gamma: float = 0.1
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective (paper eq. 2-8).
+
+    Parameters
+    ----------
+    similarity : {"global", "local"}
+    window : int
+        Edge in voxels of the local similarity's window.
+    smoothing : float
+        Regularisation parameter k of eq. 5.
+    alpha, beta, theta : float
+        Weights of the slice branch at levels 1 and 2, and of the core branch at level 3; 0 leaves a branch out.
+    core : tuple of int
+        Size of the core in voxels, in the centre of the grid.
+    """
+
+    similarity: str = "global"
+    window: int = 7
+    smoothing: float = 1.0
+    alpha: float = 0.25
+    beta: float = 0.5
+    theta: float = 0.25
+    core: tuple[int, int, int] = (80, 96, 112)
+
+    def __post_init__(self) -> None:
+        if self.similarity not in ("global", "local"):
+            raise ValueError(f"loss.similarity: expected 'global' or 'local', found {self.similarity!r}")
+        if self.window % 2 == 0 or self.window < 3:
+            raise ValueError(f"loss.window: expected an odd number of at least 3, found {self.window}")
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """How one pyramid level is trained.
+
+    Parameters
+    ----------
+    steps : int
+        Optimiser steps.
+    frozen_steps : int
+        Steps at the beginning during which the lower levels stay as they are.
+    window : tuple of int, optional
+        Train on wandering sub-volumes of this size instead of on the whole grid; empty for the whole grid.
+    """
+
+    steps: int
+    frozen_steps: int = 0
+    window: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """How the weights move.
+
+    Parameters
+    ----------
+    learning_rate : float
+        Adam's.
+    schedule : {"constant", "cosine"}
+        The paper's fixed rate, or a cosine to a hundredth over each level, behind 50 steps of warm-up.
+    batch_size : int
+        Pairs a step.
+    averaging : float
+        Decay of the exponential average of the weights that is validated and shipped; 0 for none.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    batch_size: int = 1
+    averaging: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"optimization.schedule: expected 'constant' or 'cosine', found {self.schedule!r}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole training run.
+
+    Parameters
+    ----------
+    name : str
+        Model name on the card.
+    output_dir : str
+        Folder of checkpoints, log and weights, relative to the configuration file.
+    license : str
+        Licence of the resulting weights, for the card.
+    seed : int
+        Seeds the weights, the pairs and the augmentation.
+    validate_every, save_every : int
+        Steps between validations and between checkpoints.
+    initial_weights : str
+        Weights to continue from (a bundled name or a .safetensors file); empty to start fresh.
+    """
+
+    name: str
+    output_dir: str = "run"
+    license: str = ""
+    seed: int = 0
+    validate_every: int = 200
+    save_every: int = 100
+    initial_weights: str = ""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
+    levels: tuple[LevelConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.levels) != self.network.levels:
+            raise ValueError(
+                f"levels: expected {self.network.levels} [[levels]] tables, one a pyramid level, found {len(self.levels)}"
+            )
+
+    def asdict(self) -> dict[str, Any]:
+        """Return the configuration as plain values, for the card and for the check on resuming."""
+        return asdict(self)
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a training configuration.
+
+    Parameters
+    ----------
+    path : str or Path
+        TOML file.
+
+    Returns
+    -------
+    TrainConfig
+
+    Raises
+    ------
+    FileNotFoundError
+        When the file is missing.
+    ValueError
+        When it is not TOML, or a table or key is unknown or has a value that cannot be.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"configuration: no such file: {path}")
+    try:
+        table = tomllib.loads(path.read_text())
+        data = table.pop("data", {})
+        for key in ("train", "validation"):
+            data[key] = tuple(_build(DatasetConfig, entry, f"data.{key}") for entry in data.get(key, []))
+        return _build(
+            TrainConfig,
+            table
+            | {
+                "network": _build(NetworkConfig, table.get("network", {}), "network"),
+                "data": _build(DataConfig, data, "data"),
+                "loss": _build(LossConfig, table.get("loss", {}), "loss"),
+                "optimization": _build(OptimizationConfig, table.get("optimization", {}), "optimization"),
+                "levels": tuple(_build(LevelConfig, entry, "levels") for entry in table.get("levels", [])),
+            },
+            "",
+        )
+    except ValueError as error:  # tomllib.TOMLDecodeError is one
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _build(kind: type, table: dict[str, Any], where: str) -> Any:
+    """Make a configuration dataclass from a TOML table, refusing unknown and missing keys by name."""
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(table) - known)
+    if unknown:
+        raise ValueError(f"{where or 'top level'}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
+    try:
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    except TypeError as error:
+        raise ValueError(f"{where or 'top level'}: {error}") from error

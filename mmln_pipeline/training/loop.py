@@ -1,0 +1,289 @@
+"""Train MMLN level by level: draw, step, log, validate, save; a resumed run continues to the bit."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from mmln_pipeline.devices import has_fast_bfloat16, resolve_device
+from mmln_pipeline.files import atomic_path
+from mmln_pipeline.network import MMLN
+from mmln_pipeline.progress import progress_bar
+from mmln_pipeline.training.config import LevelConfig, TrainConfig, load_config
+from mmln_pipeline.training.data import Volume, build_pack, draw_pair, load_pack
+from mmln_pipeline.training.objective import LevelObjective, Window
+from mmln_pipeline.training.validation import validate
+from mmln_pipeline.weights import load_model, save_model
+
+CHECKPOINT = "checkpoint.pt"
+WARM_UP = 50
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored in its checkpoint.
+
+    Parameters
+    ----------
+    level, step : int
+        Level being trained (from 0), and steps done at it.
+    best_score : float
+        Best validation Dice at this level so far.
+    scores : dict of str to dict
+        Best validation scores of each finished or running level.
+    steps, hours : dict of str to float
+        Steps and hours spent on each level.
+    """
+
+    level: int
+    step: int
+    best_score: float
+    scores: dict[str, dict[str, float]]
+    steps: dict[str, int]
+    hours: dict[str, float]
+
+
+def train(
+    config_path: str | Path, minutes: float | None = None, device: str = "auto", resume: bool = True
+) -> Path:
+    """Train a network from a configuration, level after level.
+
+    The run's folder receives ``checkpoint.pt`` (all that resuming needs), ``log.csv`` (one row a step) and, after each
+    validation that is the best so far, ``NAME.safetensors`` with its card ``NAME.json``.
+
+    Parameters
+    ----------
+    config_path : str or Path
+        TOML file, see :class:`mmln_pipeline.training.config.TrainConfig`.
+    minutes : float, optional
+        Stop, resumable, after this long.
+    device : str, default="auto"
+    resume : bool, default=True
+        Continue from the run's checkpoint when there is one.
+
+    Returns
+    -------
+    Path
+        The weights of the best validation.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        From the configuration, the data or the device, before any work; or when the checkpoint belongs to another
+        configuration.
+
+    References
+    ----------
+    Paper sections 3.5 and 4.4.
+    """
+    config = load_config(config_path)
+    root = Path(config_path).resolve().parent
+    torch_device = resolve_device(device)
+    pack = build_pack(config.data, root)
+    output = root / config.output_dir
+    output.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, pack, output, torch_device).run(minutes, resume)
+
+
+class Trainer:
+    """One training run.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    pack : Path
+        Folder of preprocessed volumes.
+    output : Path
+        Folder of the run.
+    device : torch.device
+    """
+
+    def __init__(self, config: TrainConfig, pack: Path, output: Path, device: torch.device) -> None:
+        self.config = config
+        self.output = output
+        self.fabric = Fabric(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
+        )
+        self.fabric.launch()
+        self.fabric.seed_everything(config.seed, verbose=False)
+        self.volumes = load_pack(pack, "train", self.fabric.device)
+        self.validation = load_pack(pack, "validation", self.fabric.device)
+        self.model = MMLN(config.network)
+        if config.initial_weights:
+            weights, _ = load_model(config.initial_weights)
+            self.model.load_state_dict(weights.state_dict())
+        self.progress = Progress(0, 0, -1.0, {}, {}, {})
+
+    def run(self, minutes: float | None, resume: bool) -> Path:
+        """Train until the last level's last step, or for some minutes."""
+        deadline = time.monotonic() + 60 * minutes if minutes else math.inf
+        checkpoint = self.output / CHECKPOINT
+        stored = self._load(checkpoint) if resume and checkpoint.is_file() else None
+        for level in range(self.progress.level, self.config.network.levels):
+            if level != self.progress.level:
+                self.progress.level, self.progress.step, self.progress.best_score = level, 0, -1.0
+            finished = self._train_level(level, stored, deadline)
+            stored = None
+            if not finished:
+                break
+        return self.output / f"{self.config.name}.safetensors"
+
+    def _train_level(self, level: int, stored: dict[str, Any] | None, deadline: float) -> bool:
+        """Train one level; return whether it got to its last step."""
+        plan = self.config.levels[level]
+        objective = LevelObjective(self.model, self.config.loss, level)
+        parameters = [p for q in range(level + 1) for p in self._level_parameters(q)]
+        optimizer = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
+        wrapped, optimizer = self.fabric.setup(objective, optimizer)
+        averaged = AveragedModel(self.model, avg_fn=self._average)
+        if stored is not None:
+            optimizer.load_state_dict(stored["optimizer"])
+            averaged.load_state_dict(stored["averaged"])
+        began = time.monotonic()
+        with progress_bar(f"level {level + 1}", plan.steps, self.progress.step) as advance:
+            while self.progress.step < plan.steps:
+                losses = self._step(level, plan, wrapped, optimizer)
+                averaged.update_parameters(self.model)
+                self.progress.step += 1
+                self._log(level, losses, optimizer.param_groups[0]["lr"])
+                advance(f"loss {losses['loss']:.4f}")
+                late = time.monotonic() > deadline
+                if late or self.progress.step % self.config.save_every == 0 or self.progress.step == plan.steps:
+                    self._account(level, began)
+                    began = time.monotonic()
+                if self.progress.step % self.config.validate_every == 0 or self.progress.step == plan.steps:
+                    self._validate(level, averaged)
+                if late or self.progress.step % self.config.save_every == 0:
+                    self._save(optimizer, averaged)
+                if late:
+                    return False
+        self._keep_best(level)
+        self._save(optimizer, averaged)
+        return True
+
+    def _step(self, level: int, plan: LevelConfig, objective: Any, optimizer: Any) -> dict[str, float]:
+        """Take one optimiser step on freshly drawn pairs; what is drawn depends on the seed and the step alone."""
+        step = self.progress.step
+        generator = np.random.default_rng([self.config.seed, level, step])
+        pairs = [
+            draw_pair(self.volumes, self.config.data, generator) for _ in range(self.config.optimization.batch_size)
+        ]
+        fixed, moving = (torch.cat(images) for images in zip(*pairs, strict=True))
+        window = draw_window(fixed.shape[2:], level, self.config.network.levels, plan.window, generator)
+        for group in optimizer.param_groups:
+            group["lr"] = self._learning_rate(step, plan.steps)
+        losses = objective(fixed, moving, frozen=step < plan.frozen_steps, window=window)
+        optimizer.zero_grad()
+        self.fabric.backward(losses["loss"])
+        self.fabric.clip_gradients(objective, optimizer, max_norm=1.0)
+        optimizer.step()
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _learning_rate(self, step: int, steps: int) -> float:
+        rate = self.config.optimization.learning_rate
+        if self.config.optimization.schedule == "constant":
+            return rate
+        warm = min(1.0, (step + 1) / WARM_UP)
+        return rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        """Return the running mean of a weight, its memory growing from the level's first steps on."""
+        n = float(count)
+        keep = min(self.config.optimization.averaging, (1 + n) / (10 + n))
+        return average.lerp(current, 1 - keep)
+
+    def _level_parameters(self, level: int) -> list[torch.nn.Parameter]:
+        branches = list(self.model.slices[level].parameters()) if level < len(self.model.slices) else []
+        return [*self.model.levels[level].parameters(), *branches]
+
+    def _validate(self, level: int, averaged: AveragedModel) -> None:
+        """Score the averaged weights; keep them when they are the best of this level."""
+        with self.fabric.autocast():
+            scores = validate(averaged.module, self.validation, level + 1)
+        print(f"level {level + 1} step {self.progress.step}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()), flush=True)
+        if scores["dice"] <= self.progress.best_score:
+            return
+        self.progress.best_score = scores["dice"]
+        self.progress.scores[str(level + 1)] = scores
+        card = {
+            "name": self.config.name,
+            "license": self.config.license,
+            "training": {
+                "volumes": [v.name for v in self.volumes],
+                "validation": [v.name for v in self.validation],
+                "steps": dict(self.progress.steps),
+                "hours": {k: round(v, 3) for k, v in self.progress.hours.items()},
+                "config": self.config.asdict(),
+            },
+            "scores": {"validation": dict(self.progress.scores)},
+        }
+        save_model(averaged.module, self.output / f"{self.config.name}.safetensors", card)
+
+    def _keep_best(self, level: int) -> None:
+        """Continue the next level from this level's best weights."""
+        best, _ = load_model(str(self.output / f"{self.config.name}.safetensors"))
+        self.model.load_state_dict(best.state_dict())
+
+    def _account(self, level: int, began: float) -> None:
+        key = str(level + 1)
+        self.progress.steps[key] = self.progress.step
+        self.progress.hours[key] = self.progress.hours.get(key, 0.0) + (time.monotonic() - began) / 3600
+
+    def _log(self, level: int, losses: dict[str, float], rate: float) -> None:
+        path = self.output / "log.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as lines:
+            writer = csv.writer(lines)
+            if fresh:
+                writer.writerow(["level", "step", "learning_rate", *losses])
+            writer.writerow([level + 1, self.progress.step, f"{rate:.3g}", *(f"{v:.6f}" for v in losses.values())])
+
+    def _save(self, optimizer: Any, averaged: AveragedModel) -> None:
+        state = {
+            "config": self.config.asdict(),
+            "progress": vars(self.progress),
+            "model": self.model.state_dict(),
+            "averaged": averaged.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        with atomic_path(self.output / CHECKPOINT) as temporary:
+            self.fabric.save(temporary, state)
+
+    def _load(self, path: Path) -> dict[str, Any]:
+        stored: dict[str, Any] = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        for key in ("network", "loss", "data", "seed"):
+            ours = self.config.asdict()[key]
+            if stored["config"][key] != ours:
+                raise ValueError(
+                    f"{path} was made with another configuration: {key} is {stored['config'][key]!r} there and {ours!r} "
+                    "here; give another output_dir, or --no-resume to start afresh"
+                )
+        self.progress = Progress(**stored["progress"])
+        self.model.load_state_dict(stored["model"])
+        return stored
+
+
+def draw_window(
+    shape: tuple[int, ...] | torch.Size, level: int, levels: int, size: tuple[int, ...], generator: np.random.Generator
+) -> Window | None:
+    """Draw where a level's training sub-volume lies; None when the level trains on its whole grid."""
+    if not size:
+        return None
+    grid = [n >> (levels - 1 - level) for n in shape]
+    starts = [2 * int(generator.integers((n - s) // 2 + 1)) for n, s in zip(grid, size, strict=True)]
+    return tuple(slice(start, start + s) for start, s in zip(starts, size, strict=True))
+
+
+__all__ = ["Progress", "Trainer", "Volume", "draw_window", "train"]

@@ -1,0 +1,46 @@
+"""Validation scores during training: Dice over the 28 structures and folds, on labelled pairs."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from mmln_pipeline.fields import integrate, jacobian_determinant, warp
+from mmln_pipeline.labels import structures28
+from mmln_pipeline.metrics import dice, folding_percent, sdlogj
+from mmln_pipeline.network import MMLN
+from mmln_pipeline.training.data import Volume, validation_pairs
+
+
+@torch.no_grad()
+def validate(model: MMLN, volumes: list[Volume], levels: int) -> dict[str, float]:
+    """Score a network, up to a pyramid level, on every ordered pair of labelled people.
+
+    Parameters
+    ----------
+    model : MMLN
+    volumes : list of Volume
+        With labels in the Neuromorphometrics numbering.
+    levels : int
+        Levels to run; the field of a coarser one is up-sampled.
+
+    Returns
+    -------
+    dict of str to float
+        Means over pairs: ``dice`` (28 structures), ``folding_percent_brain``, ``sdlogj``.
+    """
+    table = structures28()
+    rows = []
+    for fixed, moving in validation_pairs(volumes):
+        images = [v.image[None].float() / 255 for v in (fixed, moving)]
+        outputs = model.run(*images, levels=levels)
+        fields = [out.residual for out in outputs] if model.config.combine == "compose" else [outputs[-1].velocity]
+        displacement = integrate(fields, images[0].shape[2:])
+        moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().short().cpu().numpy()
+        jacobian = jacobian_determinant(displacement)[0].cpu().numpy()
+        brain = (fixed.image[0] > 0).cpu().numpy()
+        overlap = dice(fixed.labels[0].cpu().numpy(), moved, table)
+        rows.append((statistics.fmean(overlap.values()), folding_percent(jacobian, brain), sdlogj(jacobian, brain)))
+    names = ("dice", "folding_percent_brain", "sdlogj")
+    return {name: statistics.fmean(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}

@@ -1,0 +1,163 @@
+"""Fields: units, directions, inverses and folds, on odd and anisotropic grids."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import map_coordinates
+
+from mmln_pipeline.fields import (
+    compose,
+    downsample,
+    exponentiate,
+    gradient,
+    integrate,
+    jacobian_determinant,
+    ndv,
+    resize_field,
+    resize_image,
+    voxel_grid,
+    warp,
+)
+
+SHAPE = (7, 8, 9)
+
+
+def smooth_velocity(shape, amplitude=1.0, seed=0, batch=1):
+    """Return a smooth random velocity field that vanishes towards the border, in voxels."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(batch, 3, 3, 3, 3, generator=generator)
+    field = resize_image(coarse, shape)
+    for _ in range(2):
+        field = torch.nn.functional.avg_pool3d(field, 5, stride=1, padding=2)
+    for axis, n in enumerate(shape):
+        bump = torch.sin(torch.linspace(0, math.pi, n)).view([-1 if a == axis + 2 else 1 for a in range(5)])
+        field = field * bump
+    return amplitude * field / field.abs().max()
+
+
+def test_warp_by_zero_is_identity():
+    image = torch.rand(2, 1, *SHAPE)
+    torch.testing.assert_close(warp(image, torch.zeros(2, 3, *SHAPE)), image, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_warp_pulls_along_the_named_axis(axis):
+    image = torch.rand(1, 1, *SHAPE)
+    shift = torch.zeros(1, 3, *SHAPE)
+    shift[:, axis] = 1.0
+    inside = (..., *(slice(0, n - 1) for n in SHAPE))
+    expected = image.roll(-1, dims=axis + 2)
+    torch.testing.assert_close(warp(image, shift)[inside], expected[inside], atol=1e-5, rtol=0)
+
+
+def test_warp_agrees_with_scipy():
+    image, field = torch.rand(1, 1, *SHAPE), smooth_velocity(SHAPE)
+    position = (voxel_grid(SHAPE) + field[0]).numpy()
+    expected = map_coordinates(image[0, 0].numpy(), position, order=1, mode="nearest")
+    np.testing.assert_allclose(warp(image, field)[0, 0].numpy(), expected, atol=1e-4)
+
+
+def test_warp_of_a_window_is_the_window_of_the_warp():
+    image, field = torch.rand(1, 1, 12, 14, 10), smooth_velocity((12, 14, 10))
+    window = (slice(2, 8), slice(4, 12), slice(2, 6))
+    part = warp(image, field[(..., *window)], origin=(2, 4, 2))
+    torch.testing.assert_close(part, warp(image, field)[(..., *window)], atol=1e-5, rtol=0)
+
+
+def test_compose_adds_translations_and_orders_maps():
+    a, b = torch.full((1, 3, *SHAPE), 0.5), torch.full((1, 3, *SHAPE), -0.25)
+    torch.testing.assert_close(compose(a, b), torch.full((1, 3, *SHAPE), 0.25))
+    outer, inner = (smooth_velocity((16, 18, 20), seed=s) for s in (1, 2))
+    smooth = resize_image(torch.rand(1, 1, 4, 4, 4), (16, 18, 20))
+    twice = warp(warp(smooth, outer), inner)
+    assert (warp(smooth, compose(outer, inner)) - twice).abs().mean() < 0.01
+
+
+def test_inverse_consistency_below_a_tenth_of_a_voxel():
+    shape = (24, 28, 32)
+    velocity = smooth_velocity(shape, amplitude=2.5)
+    there, back = exponentiate(velocity), exponentiate(-velocity)
+    inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
+    assert compose(there, back)[inside].norm(dim=1).max() < 0.1
+    assert compose(back, there)[inside].norm(dim=1).max() < 0.1
+
+
+@pytest.mark.parametrize("sizes", [[(12, 14, 16), (24, 28, 32)], [(24, 28, 32), (12, 14, 16)]])
+def test_integrate_inverts_a_sequence(sizes):
+    velocities = [smooth_velocity(size, amplitude=1.0, seed=i) for i, size in enumerate(sizes)]
+    there, back = integrate(velocities, (24, 28, 32)), integrate(velocities, (24, 28, 32), inverse=True)
+    inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
+    assert compose(there, back)[inside].norm(dim=1).max() < 0.1
+
+
+def test_integrate_refuses_nothing():
+    with pytest.raises(ValueError, match="at least one"):
+        integrate([], SHAPE)
+
+
+def test_resize_field_rescales_each_axis_by_its_own_factor():
+    field = torch.ones(1, 3, *SHAPE)
+    resized = resize_field(field, (14, 8, 27))
+    for axis, factor in enumerate((2.0, 1.0, 3.0)):
+        torch.testing.assert_close(resized[:, axis], torch.full_like(resized[:, axis], factor))
+
+
+def test_downsample_and_upsample_share_voxel_centres():
+    ramp = voxel_grid((8, 12, 16))[None]
+    halved = downsample(ramp)  # the centre of coarse voxel j is 2 j + 0.5
+    torch.testing.assert_close(halved, 2 * voxel_grid((4, 6, 8))[None] + 0.5)
+    again = resize_image(halved, (8, 12, 16))[..., 1:-1, 1:-1, 1:-1]
+    torch.testing.assert_close(again, ramp[..., 1:-1, 1:-1, 1:-1])
+
+
+def test_downsample_keeps_the_last_voxel_of_odd_sizes():
+    assert downsample(torch.rand(1, 1, *SHAPE)).shape[2:] == (4, 4, 5)
+
+
+def test_gradient_of_a_ramp_is_one_along_its_axis():
+    ramp = voxel_grid(SHAPE)[None]
+    slope = gradient(ramp)[..., :-1, :-1, :-1]
+    torch.testing.assert_close(slope, torch.eye(3).view(1, 3, 3, 1, 1, 1).expand_as(slope))
+
+
+def test_jacobian_of_a_scaling_is_its_volume_factor():
+    scaling = torch.tensor([0.1, 0.2, -0.3]).view(1, 3, 1, 1, 1) * voxel_grid(SHAPE)
+    torch.testing.assert_close(jacobian_determinant(scaling), torch.full((1, *SHAPE), 1.1 * 1.2 * 0.7))
+    assert ndv(scaling).abs().max() == 0
+
+
+def test_a_mirrored_axis_is_wholly_inverted():
+    mirror = torch.zeros(1, 3, *SHAPE)
+    mirror[:, 0] = -2 * voxel_grid(SHAPE)[0]
+    assert (jacobian_determinant(mirror) < 0).all()
+    torch.testing.assert_close(ndv(mirror), torch.ones(1, 6, 7, 8), atol=1e-4, rtol=0)
+
+
+def test_ndv_sees_a_fold_that_central_differences_miss():
+    field = torch.zeros(1, 3, *SHAPE)
+    field[0, 0, 3, 4, 4] = 1.5  # one voxel jumps over its neighbour
+    assert (jacobian_determinant(field) > 0).all()
+    assert ndv(field).sum() > 0
+
+
+def test_batch_equals_single():
+    velocity = smooth_velocity(SHAPE, batch=2)
+    both = exponentiate(velocity)
+    for i in range(2):
+        torch.testing.assert_close(both[i : i + 1], exponentiate(velocity[i : i + 1]))
+        torch.testing.assert_close(ndv(both)[i : i + 1], ndv(both[i : i + 1]))
+
+
+def test_threads_do_not_change_a_warp():
+    image, field = torch.rand(1, 2, 12, 8, 9), smooth_velocity((12, 8, 9))
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(warp(image, field))
+    torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])

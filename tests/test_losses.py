@@ -1,0 +1,76 @@
+"""Losses: known values, flat backgrounds, and the level totals of eq. 6-8."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmln_pipeline.fields import voxel_grid
+from mmln_pipeline.losses import (
+    global_correlation_loss,
+    level_loss,
+    local_correlation,
+    local_correlation_loss,
+    similarity_loss,
+    smoothness_loss,
+)
+
+SHAPE = (7, 8, 9)
+
+
+def test_global_correlation_ignores_scale_and_offset():
+    image = torch.rand(2, 1, *SHAPE)
+    assert global_correlation_loss(image, 0.3 * image + 0.2) < 1e-5
+    assert global_correlation_loss(image, 1 - image) == pytest.approx(2, abs=1e-5)
+
+
+def test_global_correlation_is_pearsons():
+    a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    expected = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+    torch.testing.assert_close(1 - global_correlation_loss(a, b), expected, atol=1e-5, rtol=0)
+
+
+def test_local_correlation_matches_a_window_by_hand():
+    a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    centre = (slice(2, 5), slice(3, 6), slice(4, 7))
+    pair = torch.stack([a[(0, 0, *centre)].flatten(), b[(0, 0, *centre)].flatten()])
+    expected = torch.corrcoef(pair)[0, 1] ** 2
+    torch.testing.assert_close(local_correlation(a, b, 3)[0, 0, 3, 4, 5], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_local_correlation_is_calm_on_flat_background(level):
+    flat = torch.full((1, 1, *SHAPE), level, requires_grad=True)
+    noisy = level + torch.randn(1, 1, *SHAPE) / 255
+    loss = local_correlation_loss(flat, noisy)
+    loss.backward()
+    assert 0.99 < loss.item() <= 1.0
+    assert torch.isfinite(flat.grad).all()
+
+
+def test_local_weight_leaves_voxels_out():
+    a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    b[..., :3] = a[..., :3]
+    weight = torch.zeros(1, 1, *SHAPE)
+    weight[..., :1] = 1
+    assert local_correlation_loss(a, b, 3, weight) < 1e-3 < local_correlation_loss(a, b, 3)
+
+
+def test_similarity_loss_names_what_it_knows():
+    image = torch.rand(1, 1, *SHAPE)
+    with pytest.raises(ValueError, match="expected 'global' or 'local', found 'mi'"):
+        similarity_loss(image, image, "mi")
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_smoothness_weighs_axes_alike_in_voxels(axis):
+    shape = (40, 40, 40)
+    ramp = torch.zeros(1, 3, *shape)
+    ramp[:, 1] = 0.5 * voxel_grid(shape)[axis]
+    assert smoothness_loss(ramp).item() == pytest.approx(0.25 * 39 / 40, rel=1e-5)
+
+
+@pytest.mark.parametrize(("level", "expected"), [(1, 0.5 + 2 / 4 * 3), (2, 0.5 + 2 / 2 * 3), (3, 0.5 + 2 * 3)])
+def test_level_totals(level, expected):
+    total = level_loss(level, 3, torch.tensor(0.5), torch.tensor(3.0), 2.0, branch=0.25 * torch.tensor(0.4))
+    assert total.item() == pytest.approx(expected + 0.1)

@@ -1,0 +1,151 @@
+"""The network: identity at the start, gradients between its branches, shared core weights, odd shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmln_pipeline.fields import integrate
+from mmln_pipeline.network import MMLN, NetworkConfig, splice, to_slices
+from mmln_pipeline.training.config import LossConfig
+from mmln_pipeline.training.objective import LevelObjective, central_window
+
+SHAPE = (16, 20, 24)
+
+
+def tiny(combine="compose", slices=("axial",), seed=0):
+    """Return a small network whose last convolutions are no longer zero."""
+    torch.manual_seed(seed)
+    model = MMLN(NetworkConfig(channels=4, combine=combine, slices=slices))
+    for name, parameter in model.named_parameters():
+        if "head" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(1)
+    return torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+
+
+@pytest.mark.parametrize("combine", ["compose", "add"])
+def test_an_untrained_network_returns_the_identity(pair, combine):
+    model = MMLN(NetworkConfig(channels=4, combine=combine))
+    assert integrate(model(*pair), SHAPE).abs().max() == 0
+
+
+def test_number_of_fields(pair):
+    assert len(tiny("compose")(*pair)) == 3
+    (velocity,) = tiny("add")(*pair)
+    assert velocity.shape == (1, 3, *SHAPE)
+
+
+@pytest.mark.parametrize("combine", ["compose", "add"])
+def test_integrated_velocities_are_the_finest_levels_field(pair, combine):
+    model = tiny(combine)
+    with torch.no_grad():
+        expected = model.run(*pair)[-1].displacement
+        torch.testing.assert_close(integrate(model(*pair), SHAPE), expected, atol=1e-3, rtol=0)
+
+
+def test_odd_shapes_run():
+    with torch.no_grad():
+        fields = tiny()(torch.rand(1, 1, 13, 18, 23), torch.rand(1, 1, 13, 18, 23))
+    assert fields[-1].shape == (1, 3, 13, 18, 23)
+
+
+def test_batch_equals_single(pair):
+    model = tiny()
+    fixed, moving = torch.rand(2, 1, *SHAPE), torch.rand(2, 1, *SHAPE)
+    with torch.no_grad():
+        both = model(fixed, moving)
+        for i in range(2):
+            for joint, alone in zip(both, model(fixed[i : i + 1], moving[i : i + 1]), strict=True):
+                torch.testing.assert_close(joint[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_agrees_with_float32(pair):
+    model = tiny()
+    with torch.no_grad():
+        exact = integrate(model(*pair), SHAPE)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = integrate(model(*pair), SHAPE)
+    assert half.dtype == torch.float32
+    assert (exact - half).abs().max() < 0.05 * exact.abs().max() + 0.01
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("slices", [("axial",), ("sagittal", "axial", "coronal")])
+def test_the_slice_loss_alone_reaches_the_3d_weights(pair, level, slices):
+    model = tiny(slices=slices)
+    pairs = model.pyramid(*pair)
+    below = model.run_level(0, *pairs[0]) if level else None
+    out = model.run_level(level, *pairs[level], below)
+    for displacement in model.run_slices(level, *pairs[level], out, below):
+        model.zero_grad()
+        displacement.square().sum().backward(retain_graph=True)
+        assert model.levels[level].decode.weight.grad.abs().sum() > 0
+        assert model.levels[level].encode[0].weight.grad.abs().sum() > 0
+
+
+def test_slices_do_not_move_through_their_plane(pair):
+    model = tiny(slices=("axial",))
+    fixed, moving = model.pyramid(*pair)[0]
+    (displacement,) = model.run_slices(0, fixed, moving, model.run_level(0, fixed, moving))
+    assert displacement[:, 1].abs().max() == 0
+    assert displacement[:, 0].abs().max() > 0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slicing_and_splicing_are_inverse(axis):
+    field = torch.rand(2, 3, 7, 8, 9)
+    in_plane = torch.cat([field[:, :axis], field[:, axis + 1 :]], dim=1)
+    again = splice(to_slices(in_plane, axis), axis, batch=2)
+    expected = field.clone()
+    expected[:, axis] = 0
+    torch.testing.assert_close(again, expected)
+
+
+def test_the_core_branch_uses_the_finest_levels_weights(pair):
+    model = tiny()
+    pairs = model.pyramid(*pair)
+    with torch.no_grad():
+        below = model.run(*pair, levels=2)[-1]
+    out = model.run_level(2, *pairs[2], below, window=central_window(SHAPE, (8, 12, 12)))
+    out.displacement.square().sum().backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert touched == {name for name, _ in model.named_parameters() if name.startswith("levels.2")}
+
+
+def test_a_window_as_large_as_the_grid_changes_nothing(pair):
+    model = tiny()
+    pairs = model.pyramid(*pair)
+    with torch.no_grad():
+        below = model.run(*pair, levels=2)[-1]
+        whole = model.run_level(2, *pairs[2], below)
+        windowed = model.run_level(2, *pairs[2], below, window=tuple(slice(0, n) for n in SHAPE))
+    torch.testing.assert_close(whole.displacement, windowed.displacement)
+
+
+@pytest.mark.parametrize("combine", ["compose", "add"])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_the_objective_trains_its_level_and_freezes_the_lower_ones(pair, level, combine):
+    model = tiny(combine)
+    objective = LevelObjective(model, LossConfig(core=(8, 12, 12)), level)
+    losses = objective(*pair, frozen=True)
+    losses["loss"].backward()
+    grown = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert grown == {str(level)}
+    assert losses["branch"] > 0
+    model.zero_grad()
+    objective(*pair, frozen=False)["loss"].backward()
+    grown = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert grown == {str(p) for p in range(level + 1)}
+
+
+def test_configuration_names_what_it_knows():
+    with pytest.raises(ValueError, match="expected 'compose' or 'add', found 'sum'"):
+        NetworkConfig(combine="sum")
+    with pytest.raises(ValueError, match="oblique"):
+        NetworkConfig(slices=("oblique",))

@@ -1,0 +1,61 @@
+"""Refinement: it lowers the mismatch, stays invertible, minds its budget and its weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmln_pipeline.fields import compose, exponentiate, integrate, ndv, resize_image, warp
+from mmln_pipeline.losses import local_correlation_loss
+from mmln_pipeline.refine import refine
+
+SHAPE = (24, 28, 32)
+
+
+@pytest.fixture
+def pair():
+    """Return a textured pair with a known smooth deformation, and a zero start."""
+    generator = torch.Generator().manual_seed(0)
+    moving = resize_image(torch.rand(1, 1, 9, 10, 11, generator=generator), SHAPE)
+    velocity = resize_image(torch.randn(1, 3, 3, 3, 3, generator=generator), SHAPE)
+    return warp(moving, exponentiate(velocity)), moving, (torch.zeros(1, 3, 6, 7, 8),)
+
+
+def test_it_lowers_the_loss_and_stays_invertible(pair):
+    fixed, moving, start = pair
+    fields = refine(fixed, moving, start, 30)
+    displacement = integrate(fields, SHAPE)
+    before = local_correlation_loss(fixed, moving, 5)
+    after = local_correlation_loss(fixed, warp(moving, displacement), 5)
+    assert after < 0.6 * before
+    assert ndv(displacement).sum() == 0
+    back = integrate(fields, SHAPE, inverse=True)
+    assert compose(displacement, back).norm(dim=1).mean() < 0.1
+
+
+def test_zero_iterations_return_the_input(pair):
+    fixed, moving, start = pair
+    assert refine(fixed, moving, start, 0) == start
+
+
+def test_nothing_leaks_from_one_pair_into_the_next(pair):
+    fixed, moving, start = pair
+    first = refine(fixed, moving, start, 4)[-1]
+    refine(moving, fixed, start, 4)
+    torch.testing.assert_close(refine(fixed, moving, start, 4)[-1], first, atol=0, rtol=0)
+
+
+def test_an_aligned_pair_stays_as_it_is(pair):
+    fixed, _, start = pair
+    displacement = integrate(refine(fixed, fixed, start, 8), SHAPE)
+    assert displacement.abs().max() < 0.2
+
+
+def test_progress_and_errors(pair):
+    fixed, moving, start = pair
+    lines = []
+    refine(fixed, moving, start, 4, progress=lines.append)
+    assert len(lines) == 5 and "1/4" in lines[0]
+    for bad in ("fast", -1):
+        with pytest.raises(ValueError, match="refine: expected 'auto' or a number"):
+            refine(fixed, moving, start, bad)

@@ -1,0 +1,68 @@
+"""Weights: cards, checksums, and errors that name the model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from mmln_pipeline.network import MMLN, NetworkConfig
+from mmln_pipeline.weights import list_models, load_model, resolve_model, save_model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Return the path of a tiny saved model."""
+    path = tmp_path / "tiny.safetensors"
+    save_model(MMLN(NetworkConfig(channels=4)), path, {"name": "tiny", "license": "CC0"})
+    return path
+
+
+def test_round_trip(saved):
+    model, card = load_model(saved)
+    again, _ = load_model(str(saved))
+    assert card["name"] == "tiny" and len(card["sha256"]) == 64
+    assert not model.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])
+
+
+def test_an_altered_file_is_refused(saved):
+    content = bytearray(saved.read_bytes())
+    content[-1] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(ValueError, match="SHA-256"):
+        load_model(saved)
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(ValueError, match="unknown name 'nope'; bundled are .*mmln"):
+        resolve_model("nope")
+
+
+def test_missing_files_are_named(saved, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
+        resolve_model(tmp_path / "absent.safetensors")
+    saved.with_suffix(".json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"tiny\.json"):
+        resolve_model(saved)
+
+
+def test_a_broken_card_is_named(saved):
+    card = saved.with_suffix(".json")
+    card.write_text("{")
+    with pytest.raises(ValueError, match=r"tiny\.json: not JSON"):
+        load_model(saved)
+    card.write_text(json.dumps({"name": "tiny"}))
+    with pytest.raises(ValueError, match="no 'network'"):
+        load_model(saved)
+
+
+def test_bundled_models_load_and_tell_where_they_come_from():
+    cards = list_models()
+    assert "mmln" in [card["name"] for card in cards]
+    for card in cards:
+        model, loaded = load_model(card["name"])
+        assert sum(p.numel() for p in model.parameters()) * 4 < 8e6
+        assert loaded["license"] and loaded["training"]["volumes"] and loaded["scores"]["validation"]
