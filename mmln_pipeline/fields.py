@@ -18,6 +18,15 @@ from torch import Tensor
 SQUARING_STEPS = 7
 
 
+Window = tuple[slice, ...]
+"""Voxels of a grid: a slice with start and stop for each of the three axes."""
+
+
+def crop(tensor: Tensor, window: Window) -> Tensor:
+    """Return the part of a tensor, shape (B, C, I, J, K), that lies in a window of its grid."""
+    return tensor[(slice(None), slice(None), *window)]
+
+
 def voxel_grid(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Return the voxel coordinates of a grid.
 
@@ -263,7 +272,10 @@ def ndv(displacement: Tensor) -> Tensor:
         edges = [corner[_flip(bits, axis)] - here for axis in range(3)]
         sign = -1.0 if sum(bits) % 2 else 1.0
         inverted += (-sign * _triple(*edges)).clamp(min=0) / 6
-    for apex, others in (((0, 0, 0), ((0, 1, 1), (1, 0, 1), (1, 1, 0))), ((1, 1, 1), ((1, 0, 0), (0, 1, 0), (0, 0, 1)))):
+    for apex, others in (
+        ((0, 0, 0), ((0, 1, 1), (1, 0, 1), (1, 1, 0))),
+        ((1, 1, 1), ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
+    ):
         edges = [corner[bits] - corner[apex] for bits in others]  # the middle tetrahedron of either way
         sign = 1.0 if apex == (0, 0, 0) else -1.0
         inverted += (-sign * _triple(*edges)).clamp(min=0) / 6
@@ -298,8 +310,4 @@ def _triple(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _determinant(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor]) -> Tensor:
-    return (
-        a[0] * (b[1] * c[2] - b[2] * c[1])
-        - a[1] * (b[0] * c[2] - b[2] * c[0])
-        + a[2] * (b[0] * c[1] - b[1] * c[0])
-    )
+    return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])

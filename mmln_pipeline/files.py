@@ -13,8 +13,8 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that replaces the target when the block ends well.
 
-    The temporary file lies in the target's folder (made if absent) and keeps its name's ending, so that writers which
-    choose a format by suffix work and the final rename never crosses a file system.
+    The temporary file lies in the target's folder (made if absent) and keeps its name's ending, so that
+    writers which choose a format by suffix work and the final rename never crosses a file system.
 
     Parameters
     ----------

@@ -60,9 +60,7 @@ def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7) -> Tensor:
     return covariance * covariance / (var_a * var_b + FLAT)
 
 
-def local_correlation_loss(
-    fixed: Tensor, moved: Tensor, window: int = 7, weight: Tensor | None = None
-) -> Tensor:
+def local_correlation_loss(fixed: Tensor, moved: Tensor, window: int = 7, weight: Tensor | None = None) -> Tensor:
     """Return one minus the mean local squared correlation.
 
     Parameters
@@ -132,7 +130,12 @@ def smoothness_loss(velocity: Tensor) -> Tensor:
 
 
 def level_loss(
-    level: int, levels: int, similarity: Tensor, smoothness: Tensor, smoothing: float, branch: Tensor | float = 0.0
+    level: int,
+    levels: int,
+    similarity: Tensor,
+    smoothness: Tensor,
+    smoothing: float,
+    branch: Tensor | float = 0.0,
 ) -> Tensor:
     """Return a level's total loss.
 

@@ -2,8 +2,8 @@
 
 Decisions where the paper and its public description are silent:
 
-- ``combine="compose"`` integrates each level's residual velocity on its own, ``phi_p = phi'_(p-1) o exp(R_p)``, which is
-  what warping the moving image before the level asks for; ``combine="add"`` is the paper's ``exp(V'_(p-1) + R_p)``.
+- ``combine="compose"`` integrates each level's residual velocity on its own, ``phi_p = phi'_(p-1) o exp(R_p)``, which
+  is what warping the moving image before the level asks for; ``combine="add"`` is the paper's ``exp(V'_(p-1) + R_p)``.
 - A window of level 3 (the core, or a training sub-volume) samples the whole moving image, so that what moves into the
   window from outside is seen.
 - The last convolution starts at zero: an untrained network returns the identity.
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmln_pipeline.fields import compose, downsample, exponentiate, resize_field, resize_image, warp
+from mmln_pipeline.fields import Window, compose, crop, downsample, exponentiate, resize_field, resize_image, warp
 
 AXES = {"sagittal": 0, "axial": 1, "coronal": 2}
 """Slicing planes by the array axis that they cut across, on a grid of axes L, I, A."""
@@ -147,7 +147,7 @@ class Subnet(nn.Module):
         for block in self.blocks:
             y = F.leaky_relu(y + block(y), 0.2)
         y = self.up(y)
-        y = y[(..., *(slice(0, n) for n in skip.shape[2:]))]  # an odd size: the transposed convolution gives one more
+        y = crop(y, tuple(slice(0, n) for n in skip.shape[2:]))  # at an odd size the transposed convolution adds one
         features = F.leaky_relu(self.decode(torch.cat([y, skip], dim=1)), 0.2)
         with torch.autocast(x.device.type, enabled=False):
             velocity = self.velocity_range * F.softsign(self.head(features.float()))
@@ -169,17 +169,18 @@ class MMLN(nn.Module):
         super().__init__()
         self.config = config or NetworkConfig()
         c = self.config
-        self.levels = nn.ModuleList(
-            Subnet(2 if p == 0 else 5, c.channels, c.velocity_range) for p in range(c.levels)
-        )
+        self.levels = nn.ModuleList(Subnet(2 if p == 0 else 5, c.channels, c.velocity_range) for p in range(c.levels))
         self.slices = nn.ModuleList(
             nn.ModuleDict(
-                {plane: Subnet((2 if p == 0 else 4) + c.channels, c.channels, c.velocity_range, dims=2) for plane in c.slices}
+                {
+                    plane: Subnet((2 if p == 0 else 4) + c.channels, c.channels, c.velocity_range, dims=2)
+                    for plane in c.slices
+                }
             )
             for p in range(c.levels - 1)
         )
-        self.levels.to(memory_format=torch.channels_last_3d)
-        self.slices.to(memory_format=torch.channels_last)
+        self.levels.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.slices.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
         """Predict the velocity fields that align `moving` with `fixed`.
@@ -232,7 +233,7 @@ class MMLN(nn.Module):
         fixed: Tensor,
         moving: Tensor,
         below: LevelOutput | None = None,
-        window: Sequence[slice] | None = None,
+        window: Window | None = None,
     ) -> LevelOutput:
         """Run one level's 3-D subnet, over its whole grid or over a window of it.
 
@@ -244,7 +245,7 @@ class MMLN(nn.Module):
             The pair at this level's size.
         below : LevelOutput, optional
             The level below, over its whole grid; none for level 0.
-        window : sequence of 3 slices, optional
+        window : tuple of 3 slices, optional
             Voxels of this level's grid with even starts: the core strategy, or a training sub-volume.
 
         Returns
@@ -256,13 +257,13 @@ class MMLN(nn.Module):
             velocity, features = self.levels[p](_channels_last(torch.cat([fixed, moving], 1)))
             return LevelOutput(velocity, velocity, exponentiate(velocity), features)
         shape = fixed.shape[2:]
-        where = tuple(window) if window else tuple(slice(0, n) for n in shape)
+        where = window or tuple(slice(0, n) for n in shape)
         origin = tuple(s.start for s in where)
-        prior_velocity = resize_field(below.velocity, shape)[(..., *where)]
+        prior_velocity = crop(resize_field(below.velocity, shape), where)
         prior = resize_field(below.displacement, shape)
-        moved = warp(moving, prior[(..., *where)], origin=origin)
-        x = torch.cat([fixed[(..., *where)], moved, prior_velocity], 1)
-        carried = below.features[(..., *(slice(s.start // 2, (s.stop + 1) // 2) for s in where))]
+        moved = warp(moving, crop(prior, where), origin=origin)
+        x = torch.cat([crop(fixed, where), moved, prior_velocity], 1)
+        carried = crop(below.features, tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in where))
         residual, features = self.levels[p](_channels_last(x), carried)
         velocity = prior_velocity + residual
         displacement = self._join(prior, velocity, residual, origin)
@@ -299,14 +300,14 @@ class MMLN(nn.Module):
             prior_velocity = resize_field(below.velocity, shape)
             planes = [fixed, warp(moving, prior)]
         displacements = []
-        for plane, subnet in self.slices[p].items():
+        for plane in self.config.slices:
             axis = AXES[plane]
             inputs = list(planes)
             if below is not None:
                 inputs.append(_drop_component(prior_velocity, axis))
             inputs.append(out.features)
             stack = to_slices(torch.cat(inputs, 1), axis)
-            in_plane, _ = subnet(stack.contiguous(memory_format=torch.channels_last))
+            in_plane, _ = self.slices[p].get_submodule(plane)(stack.contiguous(memory_format=torch.channels_last))
             residual = splice(in_plane, axis, batch=fixed.shape[0])
             if below is None:
                 displacements.append(exponentiate(residual))

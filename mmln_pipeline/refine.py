@@ -7,7 +7,6 @@ structures need. Nothing is kept between pairs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,7 +19,6 @@ WINDOW = 5
 SMOOTHING = 0.15
 LEARNING_RATE = 0.08
 AUTO_ITERATIONS = 40
-AUTO_SECONDS = 45.0
 FULL_SIZE_SHARE = 4
 """One full-size iteration for every so many half-size ones."""
 PATIENCE, GAIN = 6, 1e-4
@@ -47,7 +45,7 @@ def refine(
         The network's answer.
     iterations : int or "auto", default="auto"
         Iterations on half-size images, followed by a quarter as many on full-size images; 0 returns the input.
-        ``auto`` runs up to 40, stops on a plateau and, on a CPU, within about 45 seconds.
+        ``auto`` runs up to 40. Either stage stops on a plateau; what is returned never depends on the clock.
     weight : Tensor, shape (1, 1, I, J, K), optional
         What each fixed voxel counts; 0 inside a lesion.
     progress : callable, optional
@@ -64,7 +62,7 @@ def refine(
     ValueError
         When `iterations` is neither "auto" nor a number of at least 0.
     """
-    count, deadline = _budget(iterations, fixed.device)
+    count = _count(iterations)
     if count == 0:
         return tuple(velocities)
     half = [downsample(image) for image in (fixed, moving)]
@@ -78,7 +76,7 @@ def refine(
     for images, stage_weight, steps in stages:
         with torch.no_grad():
             start = integrate(velocities, images[0].shape[2:])
-        best = _descend(images, start, prior, refining, optimizer, steps, deadline, stage_weight, progress)
+        best = _descend(images, start, prior, refining, optimizer, steps, stage_weight, progress)
         with torch.no_grad():
             refining.copy_(best)
     return (*velocities, refining.detach()) if refining.detach().any() else tuple(velocities)
@@ -91,7 +89,6 @@ def _descend(
     refining: Tensor,
     optimizer: torch.optim.Optimizer,
     steps: int,
-    deadline: float,
     weight: Tensor | None,
     progress: Report | None,
 ) -> Tensor:
@@ -109,7 +106,7 @@ def _descend(
             since += 1
         if progress is not None:
             progress(f"refine {step + 1}/{steps} at {fixed.shape[2]} voxels: loss {value:.4f}")
-        if since >= PATIENCE or time.monotonic() > deadline:
+        if since >= PATIENCE:
             break
         optimizer.zero_grad()
         loss.backward()
@@ -117,11 +114,10 @@ def _descend(
     return best
 
 
-def _budget(iterations: int | str, device: torch.device) -> tuple[int, float]:
-    """Return how many half-size iterations may run, and until when."""
+def _count(iterations: int | str) -> int:
+    """Return how many half-size iterations may run."""
     if iterations == "auto":
-        limited = device.type == "cpu"
-        return AUTO_ITERATIONS, time.monotonic() + AUTO_SECONDS if limited else float("inf")
+        return AUTO_ITERATIONS
     if isinstance(iterations, str) or iterations < 0:
         raise ValueError(f"refine: expected 'auto' or a number of at least 0, found {iterations!r}")
-    return iterations, float("inf")
+    return iterations

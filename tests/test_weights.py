@@ -37,7 +37,7 @@ def test_an_altered_file_is_refused(saved):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="unknown name 'nope'; bundled are .*mmln"):
+    with pytest.raises(ValueError, match=r"unknown name 'nope'; bundled are .*mmln"):
         resolve_model("nope")
 
 

@@ -172,7 +172,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if len(self.levels) != self.network.levels:
             raise ValueError(
-                f"levels: expected {self.network.levels} [[levels]] tables, one a pyramid level, found {len(self.levels)}"
+                f"levels: expected {self.network.levels} [[levels]] tables, one a level, found {len(self.levels)}"
             )
 
     def asdict(self) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def find_sources(dataset: DatasetConfig, root: Path) -> list[Source]:
         if dataset.labels:
             labels = next(iter((folder / dataset.labels / where.parent).glob("*_dseg.nii.gz")), None)
             if labels is None:
-                raise FileNotFoundError(f"training labels: no *_dseg.nii.gz in {folder / dataset.labels / where.parent}")
+                raise FileNotFoundError(
+                    f"training labels: no *_dseg.nii.gz in {folder / dataset.labels / where.parent}"
+                )
         name = "_".join(part for part in (folder.name, subject, session) if part)
         sources.append(Source(name, f"{folder.name}_{subject}", image, labels))
     if not sources:
@@ -121,13 +123,14 @@ class Volume:
     ----------
     name, person : str
     image : Tensor, shape (1, I, J, K), uint8
-    labels : Tensor or None, shape (1, I, J, K), int16
+    labels : Tensor, shape (1, I, J, K), int16
+        Of shape (0, I, J, K) when the scan has none.
     """
 
     name: str
     person: str
     image: Tensor
-    labels: Tensor | None
+    labels: Tensor
 
 
 def load_pack(folder: Path, split: str, device: torch.device) -> list[Volume]:
@@ -156,7 +159,7 @@ def load_pack(folder: Path, split: str, device: torch.device) -> list[Volume]:
     for entry in json.loads(index.read_text())[split]:
         with np.load(folder / f"{entry['name']}.npz") as arrays:
             image = torch.from_numpy(arrays["image"])[None].to(device)
-            labels = torch.from_numpy(arrays["labels"])[None].to(device) if "labels" in arrays else None
+            labels = torch.from_numpy(arrays["labels"])[None].to(device) if "labels" in arrays else image[:0].short()
         volumes.append(Volume(entry["name"], entry["person"], image, labels))
     return volumes
 
@@ -165,7 +168,7 @@ def validation_pairs(volumes: list[Volume]) -> Iterator[tuple[Volume, Volume]]:
     """Yield every ordered (fixed, moving) pair of labelled scans of two people."""
     for fixed in volumes:
         for moving in volumes:
-            if fixed.person != moving.person and fixed.labels is not None and moving.labels is not None:
+            if fixed.person != moving.person and len(fixed.labels) and len(moving.labels):
                 yield fixed, moving
 
 
@@ -211,8 +214,15 @@ def _pack_volume(source: Source, template_name: str, folder: Path) -> None:
     from mmln_pipeline.affine import estimate_affine
     from mmln_pipeline.files import atomic_path
     from mmln_pipeline.templates import load_template
-    from mmln_pipeline.volumes import brain_mask, conform, correct_bias, load_image, load_labels
-    from mmln_pipeline.volumes import network_grid, normalize_intensity
+    from mmln_pipeline.volumes import (
+        brain_mask,
+        conform,
+        correct_bias,
+        load_image,
+        load_labels,
+        network_grid,
+        normalize_intensity,
+    )
 
     path = folder / f"{source.name}.npz"
     fingerprint = hashlib.sha256((RECIPE + template_name).encode() + source.image.read_bytes()).hexdigest()

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from mmln_pipeline.devices import has_fast_bfloat16, resolve_device
-from mmln_pipeline.files import atomic_path
+from mmln_pipeline.fields import Window
+from mmln_pipeline.files import atomic_path, write_text
 from mmln_pipeline.network import MMLN
 from mmln_pipeline.progress import progress_bar
 from mmln_pipeline.training.config import LevelConfig, TrainConfig, load_config
-from mmln_pipeline.training.data import Volume, build_pack, draw_pair, load_pack
-from mmln_pipeline.training.objective import LevelObjective, Window
+from mmln_pipeline.training.data import build_pack, draw_pair, load_pack
+from mmln_pipeline.training.objective import LevelObjective
 from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model, save_model
 
@@ -53,9 +54,7 @@ class Progress:
     hours: dict[str, float]
 
 
-def train(
-    config_path: str | Path, minutes: float | None = None, device: str = "auto", resume: bool = True
-) -> Path:
+def train(config_path: str | Path, minutes: float | None = None, device: str = "auto", resume: bool = True) -> Path:
     """Train a network from a configuration, level after level.
 
     The run's folder receives ``checkpoint.pt`` (all that resuming needs), ``log.csv`` (one row a step) and, after each
@@ -211,8 +210,11 @@ class Trainer:
     def _validate(self, level: int, averaged: AveragedModel) -> None:
         """Score the averaged weights; keep them when they are the best of this level."""
         with self.fabric.autocast():
-            scores = validate(averaged.module, self.validation, level + 1)
-        print(f"level {level + 1} step {self.progress.step}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()), flush=True)
+            scores = validate(cast(MMLN, averaged.module), self.validation, level + 1)
+        print(
+            f"level {level + 1} step {self.progress.step}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()),
+            flush=True,
+        )
         if scores["dice"] <= self.progress.best_score:
             return
         self.progress.best_score = scores["dice"]
@@ -229,7 +231,7 @@ class Trainer:
             },
             "scores": {"validation": dict(self.progress.scores)},
         }
-        save_model(averaged.module, self.output / f"{self.config.name}.safetensors", card)
+        save_model(cast(MMLN, averaged.module), self.output / f"{self.config.name}.safetensors", card)
 
     def _keep_best(self, level: int) -> None:
         """Continue the next level from this level's best weights."""
@@ -267,16 +269,29 @@ class Trainer:
             ours = self.config.asdict()[key]
             if stored["config"][key] != ours:
                 raise ValueError(
-                    f"{path} was made with another configuration: {key} is {stored['config'][key]!r} there and {ours!r} "
-                    "here; give another output_dir, or --no-resume to start afresh"
+                    f"{path} was made with another configuration: {key} is {stored['config'][key]!r} there "
+                    f"and {ours!r} here; give another output_dir, or --no-resume to start afresh"
                 )
         self.progress = Progress(**stored["progress"])
         self.model.load_state_dict(stored["model"])
+        self._trim_log()
         return stored
+
+    def _trim_log(self) -> None:
+        """Drop the log's rows of steps behind the checkpoint: they are about to be done again."""
+        path = self.output / "log.csv"
+        header, *rows = path.read_text().splitlines()
+        done = (self.progress.level + 1, self.progress.step)
+        kept = [row for row in rows if tuple(map(int, row.split(",")[:2])) <= done]
+        write_text(path, "\n".join([header, *kept]) + "\n")
 
 
 def draw_window(
-    shape: tuple[int, ...] | torch.Size, level: int, levels: int, size: tuple[int, ...], generator: np.random.Generator
+    shape: tuple[int, ...] | torch.Size,
+    level: int,
+    levels: int,
+    size: tuple[int, ...],
+    generator: np.random.Generator,
 ) -> Window | None:
     """Draw where a level's training sub-volume lies; None when the level trains on its whole grid."""
     if not size:
@@ -284,6 +299,3 @@ def draw_window(
     grid = [n >> (levels - 1 - level) for n in shape]
     starts = [2 * int(generator.integers((n - s) // 2 + 1)) for n, s in zip(grid, size, strict=True)]
     return tuple(slice(start, start + s) for start, s in zip(starts, size, strict=True))
-
-
-__all__ = ["Progress", "Trainer", "Volume", "draw_window", "train"]

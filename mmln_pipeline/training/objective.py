@@ -7,12 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmln_pipeline.fields import warp
+from mmln_pipeline.fields import Window, crop, warp
 from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss
 from mmln_pipeline.network import MMLN, LevelOutput
 from mmln_pipeline.training.config import LossConfig
-
-Window = tuple[slice, ...]
 
 
 class LevelObjective(nn.Module):
@@ -72,7 +70,7 @@ class LevelObjective(nn.Module):
     def _similarity(self, fixed: Tensor, moving: Tensor, displacement: Tensor, window: Window | None = None) -> Tensor:
         origin = tuple(s.start for s in window) if window else (0, 0, 0)
         if window:
-            fixed = fixed[(..., *window)]
+            fixed = crop(fixed, window)
         moved = warp(moving, displacement, origin=origin)
         return similarity_loss(fixed, moved, self.config.similarity, self.config.window)
 
@@ -95,4 +93,6 @@ class LevelObjective(nn.Module):
 def central_window(shape: Sequence[int], size: Sequence[int]) -> Window:
     """Return the window of a size in the centre of a grid, with even starts; no larger than the grid."""
     size = [min(n, s) for n, s in zip(shape, size, strict=True)]
-    return tuple(slice(start, start + s) for start, s in (((n - s) // 4 * 2, s) for n, s in zip(shape, size, strict=True)))
+    return tuple(
+        slice(start, start + s) for start, s in (((n - s) // 4 * 2, s) for n, s in zip(shape, size, strict=True))
+    )

@@ -34,7 +34,7 @@ def validate(model: MMLN, volumes: list[Volume], levels: int) -> dict[str, float
     rows = []
     for fixed, moving in validation_pairs(volumes):
         images = [v.image[None].float() / 255 for v in (fixed, moving)]
-        outputs = model.run(*images, levels=levels)
+        outputs = model.run(images[0], images[1], levels=levels)
         fields = [out.residual for out in outputs] if model.config.combine == "compose" else [outputs[-1].velocity]
         displacement = integrate(fields, images[0].shape[2:])
         moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().short().cpu().numpy()

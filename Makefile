@@ -1,0 +1,63 @@
+# Everything a working copy needs, from a bare Python (>= 3.10) and make: `make help` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+# Where the demo puts its dataset, derivatives and work files.
+DEMO ?= demo
+# What `train-pack` prepares the volumes of; the file says where they go.
+CONFIG ?= configs/mmln.toml
+# The one variable that chooses the build of torch: the URL of one of PyTorch's wheel indexes (CPU, or the CUDA
+# release of your driver, e.g. the one called cu130). Unset, pip takes torch from where it is configured to look.
+#   make install TORCH_INDEX=<URL of the wheel index>
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all coverage lint format train-pack clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(PYTHON) is too old: Python >= 3.10 is needed; name one with PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## make .venv and install the package, the tests' and the developers' tools
+
+demo: install  ## register a simulated subject with the BIDS App and print the recovered deformation
+	$(BIN)/python -m mmln_pipeline.demo $(DEMO)
+
+# Small volumes gain nothing from many threads.
+test test-all coverage: export OMP_NUM_THREADS ?= 2
+
+test: install  ## run the tests and doctests, except the slow ones (real brains are used where they are found)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install  ## run every test, the slow ones included
+	$(BIN)/python -m pytest
+
+coverage: install  ## run the tests and say which lines they reach
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+
+# The layer contracts are checked on a built copy, where `workflows` and `bids_app` stand inside the package.
+lint: install  ## check style, types of the core and the layers of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@rm -rf build && $(PIP) --no-deps --no-build-isolation --target build/lint .
+	cd build/lint && $(abspath $(BIN))/lint-imports --no-cache --config $(CURDIR)/pyproject.toml
+	@rm -rf build
+
+format: install  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train-pack: install  ## preprocess the training volumes that CONFIG names
+	$(BIN)/python -m mmln_pipeline.training.pack $(CONFIG)
+
+clean:  ## remove what the other targets made, except the demo's results
+	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,109 @@
+"""Files of the whole derivative dataset: description, ignore list, labels, methods, settings, reports."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmln_pipeline import __version__
+from mmln_pipeline.bids_app.checks import Method
+from mmln_pipeline.bids_app.config import Config
+from mmln_pipeline.bids_app.parser import UsageError
+from mmln_pipeline.interfaces.derivatives import put_text, to_json
+from mmln_pipeline.workflows import outputs
+
+NAME = "mmln-pipeline"
+
+
+def check_output_dataset(output_dir: Path) -> None:
+    """Refuse an output directory that holds a dataset of another program.
+
+    Raises
+    ------
+    UsageError
+        There is a dataset description that this program did not write.
+    """
+    path = output_dir / outputs.DESCRIPTION
+    if not path.exists():
+        return
+    makers = [entry.get("Name") for entry in _read_description(path).get("GeneratedBy", [])]
+    if NAME not in makers:
+        raise UsageError(
+            f"OUTPUT_DIR {output_dir}: holds a dataset that {NAME} did not make ({path.name}): choose another folder"
+        )
+
+
+def write_dataset_files(config: Config, method: Method, boilerplate: str) -> None:
+    """Write the files that describe the dataset; those that would not change stay untouched.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    boilerplate : str
+        Methods text, Markdown.
+    """
+    root = config.output_dir
+    put_text(to_json(_describe(config, method)), root / outputs.DESCRIPTION)
+    ignore = root / outputs.BIDSIGNORE
+    kept = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
+    put_text("\n".join(dict.fromkeys([*kept, *outputs.BIDSIGNORE_LINES])) + "\n", ignore)
+    put_text(boilerplate, root / outputs.CITATION)
+    put_text(config.to_toml(), root / outputs.CONFIG)
+    if method.atlas and method.atlas_table:
+        put_text(method.atlas_table, root / outputs.atlas_table_name(method.atlas))
+
+
+def write_report(config: Config, subject: str, errors: Sequence[Path | str] = ()) -> Path:
+    """Write a subject's report from what lies in the output directory.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    subject : str
+        Label without `sub-`.
+    errors : sequence of Path or str, default ()
+        Crash files, or what else went wrong.
+
+    Returns
+    -------
+    Path
+        The report.
+    """
+    from mmln_pipeline.reporting.page import write_subject_report
+
+    return write_subject_report(config.output_dir, subject, errors=errors)
+
+
+def _describe(config: Config, method: Method) -> dict:
+    """Compose the dataset's description; links of earlier runs stay, since their sidecars use them."""
+    raw = config.bids_dir / outputs.DESCRIPTION
+    path = config.output_dir / outputs.DESCRIPTION
+    links = _read_description(path).get("DatasetLinks", {}) if path.exists() else {}
+    links |= {name: root.as_uri() for name, root in method.provenance.links.items()}
+    return {
+        "Name": "MMLN registration",
+        "BIDSVersion": _read_description(raw).get("BIDSVersion", "1.10.0") if raw.exists() else "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {
+                "Name": NAME,
+                "Version": __version__,
+                "Description": f"Registration of T1-weighted images to {method.provenance.template}",
+            }
+        ],
+        "SourceDatasets": [{"URL": root.as_uri()} for root in method.provenance.links.values()],
+        "DatasetLinks": links,
+        "HowToAcknowledge": f"Please cite the works listed in {outputs.CITATION}.",
+    }
+
+
+def _read_description(path: Path) -> dict:
+    """Read a dataset's description; one that cannot be read counts as empty."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,9 @@
+"""Brain MRI registration with the multi-strategy mutual learning network (MMLN)."""
+
+# Bound here so that the name is always the function, also once the module of that name has been
+# imported. That module is light: numerical libraries load with the first registration.
+from mmln_pipeline.register import RegistrationResult, register
+
+__version__ = "0.1.0"
+
+__all__ = ["RegistrationResult", "__version__", "register"]

@@ -1,0 +1,163 @@
+"""What each ``mmln`` command does: check, call the core, save, print a short plain summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = (".nii", ".nii.gz")
+
+
+def run_register(options: argparse.Namespace) -> None:
+    """Register a pair and write the results."""
+    from mmln_pipeline.cli.stages import show_stages
+    from mmln_pipeline.register import register
+    from mmln_pipeline.result import check_output_dir
+
+    folder = check_output_dir(options.output_dir)
+    with show_stages() as progress:
+        result = register(
+            options.fixed,
+            options.moving,
+            init=options.init,
+            fixed_dseg=options.fixed_dseg,
+            moving_dseg=options.moving_dseg,
+            labels=options.labels,
+            fixed_mask=options.fixed_mask,
+            moving_mask=options.moving_mask,
+            model=options.model,
+            refine=options.refine,
+            device=options.device,
+            threads=options.threads,
+            random_seed=options.random_seed,
+            progress=progress,
+        )
+        progress("save", 0, 1)
+        paths = result.save(folder)
+        progress("save", 1, 1)
+    _print_scores(result.metrics)
+    seconds, device = result.metrics["seconds"], result.metrics["device"]
+    print(f"Time       {seconds['total']:.1f} s (network {seconds['network']:.1f} s) on {device}")
+    print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
+
+
+def run_apply(options: argparse.Namespace) -> None:
+    """Resample an image through a transform onto a reference grid."""
+    from mmln_pipeline import volumes
+    from mmln_pipeline.transforms import read_transform
+
+    output = _check_output_file(options.output, IMAGE_SUFFIXES, "--output")
+    load = volumes.load_labels if options.interpolation == "label" else volumes.load_image
+    image = load(options.input, name="input image")
+    reference = volumes.load_image(options.reference, name="reference image")
+    transform = read_transform(options.transform)
+    volumes.save_image(transform.resample(image, reference, options.interpolation), output)
+    print(f"Written to {output}")
+
+
+def run_evaluate(options: argparse.Namespace) -> None:
+    """Score a transform and write the scores."""
+    from mmln_pipeline import __version__, evaluation, inputs
+    from mmln_pipeline.files import write_text
+    from mmln_pipeline.transforms import read_transform
+
+    start = time.perf_counter()
+    output = _check_output_file(options.output, (".json",), "--output")
+    pair = inputs.load_pair(
+        options.fixed,
+        options.moving,
+        options.fixed_dseg,
+        options.moving_dseg,
+        options.labels,
+        options.fixed_mask,
+    )
+    transform = read_transform(options.transform)
+    scores = evaluation.evaluate_transform(
+        pair.fixed, pair.moving, transform, pair.fixed_dseg, pair.moving_dseg, pair.labels, pair.fixed_mask
+    )
+    scores |= {
+        "transform": Path(options.transform).name,
+        "seconds": {"total": time.perf_counter() - start},
+        "version": __version__,
+    }
+    scores = evaluation.jsonable(scores)
+    write_text(output, json.dumps(scores, indent=2, allow_nan=False) + "\n")
+    _print_scores(scores)
+    print(f"Written to {output}")
+
+
+def run_train(options: argparse.Namespace) -> None:
+    """Train from a configuration file."""
+    from mmln_pipeline import training
+    from mmln_pipeline.devices import resolve_device
+
+    if not Path(options.config).is_file():
+        raise FileNotFoundError(f"Configuration '{options.config}' is not a file; give the path of a TOML file.")
+    resolve_device(options.device)
+    training.train(options.config, minutes=options.minutes, device=options.device, resume=True)
+
+
+def run_models(options: argparse.Namespace) -> None:
+    """Print the bundled models, as a table or as JSON."""
+    from mmln_pipeline import weights
+
+    cards = weights.list_models()
+    if options.json:
+        print(json.dumps(cards, indent=2, default=str))
+        return
+    if not cards:
+        print("No model is bundled with this installation; 'mmln train' makes one.")
+    for card in cards:
+        print(card["name"])
+        for name, value in _card_lines(card):
+            print(f"  {name:<10} {value}")
+
+
+def _card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
+    training, scores = card.get("training") or {}, card.get("scores") or {}
+    return [
+        ("licence", str(card.get("license", "not stated"))),
+        ("sha256", str(card["sha256"])[:12]),
+        ("training", _flat(training)),
+        ("scores", _flat(scores)),
+        ("card", str(Path(card["path"]).with_suffix(".json"))),
+    ]
+
+
+def _flat(value: Any) -> str:
+    """Put a part of a card on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_flat(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return " + ".join(_flat(item) for item in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    """Print the scores that are there, one a line."""
+    if scores["dice"] is not None:
+        count = len(scores["dice_per_label"])
+        before = "" if scores["dice_before"] is None else f", {scores['dice_before']:.3f} before the warp"
+        print(f"Dice       {scores['dice']:.3f} (mean of {count} structures{before})")
+        print(f"HD95       {_number(scores['hd95_mm'], '.2f', ' mm')}")
+    if scores["tc"] is not None:
+        print(f"TC         {scores['tc']:.3f}")
+    brain, whole = scores["folding_percent_brain"], scores["folding_percent"]
+    print(f"Folds      {_number(brain, '.4f', '%')} of the brain, {_number(whole, '.4f', '%')} of the grid")
+    print(f"NDV        {_number(scores['ndv_percent'], '.4f', '%')} of the grid")
+
+
+def _number(value: float | None, form: str, unit: str) -> str:
+    return "n/a" if value is None else f"{value:{form}}{unit}"
+
+
+def _check_output_file(path: str, suffixes: tuple[str, ...], option: str) -> Path:
+    output = Path(path)
+    if not output.name.endswith(suffixes):
+        raise ValueError(f"{option}: expected a name that ends in {' or '.join(suffixes)}, found '{path}'.")
+    if output.is_dir():
+        raise ValueError(f"{option}: '{path}' is a folder; give the name of a file.")
+    return output

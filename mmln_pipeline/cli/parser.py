@@ -1,0 +1,208 @@
+"""The parser of ``mmln`` and its subcommands; nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mmln_pipeline import __version__
+from mmln_pipeline.cli import commands
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser; each subcommand sets ``run`` to the function that executes it.
+
+    Returns
+    -------
+    argparse.ArgumentParser
+    """
+    parser = argparse.ArgumentParser(
+        prog="mmln",
+        description="Register brain MRI with the multi-strategy mutual learning network (MMLN).",
+        epilog="Example:\n  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mmln {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_register(subparsers)
+    _add_apply(subparsers)
+    _add_evaluate(subparsers)
+    _add_train(subparsers)
+    _add_models(subparsers)
+    return parser
+
+
+def _add_register(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "register",
+        commands.run_register,
+        "register one moving brain to one fixed brain",
+        "mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out\n"
+        "  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out \\\n"
+        "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --labels structures28",
+    )
+    _add_pair(parser)
+    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--init",
+        default="affine",
+        metavar="affine|rigid|identity|XFM",
+        help="linear start: estimate one, take the images as aligned (identity), or an ITK affine file "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
+    parser.add_argument(
+        "--model",
+        default="mmln",
+        metavar="NAME|PATH",
+        help="weights; see 'mmln models' (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=_steps,
+        default="auto",
+        metavar="auto|N",
+        help="steps of refinement on this pair after the network; 0 for none (default: %(default)s)",
+    )
+    _add_machine(parser)
+    parser.add_argument(
+        "--random-seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of everything random (default: %(default)s)",
+    )
+
+
+def _add_apply(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "apply",
+        commands.run_apply,
+        "resample an image or labels through a transform",
+        "mmln apply --transform out/forward_xfm.h5 --reference A_T1w.nii.gz --output B_in_A_dseg.nii.gz \\\n"
+        "    --interpolation label B_dseg.nii.gz",
+    )
+    parser.add_argument("input", metavar="INPUT", help="image to resample")
+    parser.add_argument(
+        "--transform", required=True, metavar="X", help="ITK composite (.h5), affine or displacement field"
+    )
+    parser.add_argument("--reference", required=True, metavar="R", help="image whose grid the output takes")
+    parser.add_argument("--output", required=True, metavar="O", help="NIfTI file to write")
+    parser.add_argument(
+        "--interpolation",
+        choices=("linear", "nearest", "lanczos", "label"),
+        default="linear",
+        help="how to read between voxels; label keeps label numbers whole (default: %(default)s)",
+    )
+
+
+def _add_evaluate(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "evaluate",
+        commands.run_evaluate,
+        "score any tool's ITK transform with the definitions of 'mmln register'",
+        "mmln evaluate --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --transform ants1Warp.nii.gz \\\n"
+        "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --output metrics.json",
+    )
+    _add_pair(parser)
+    parser.add_argument(
+        "--transform",
+        required=True,
+        metavar="X",
+        help="ITK composite (.h5), displacement field (.nii.gz) or affine that resamples moving onto fixed",
+    )
+    parser.add_argument("--output", required=True, metavar="JSON", help="file for the scores")
+
+
+def _add_train(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "train",
+        commands.run_train,
+        "train a model, or go on with a training that was interrupted",
+        "mmln train configs/mmln.toml --minutes 60",
+    )
+    parser.add_argument("config", metavar="CONFIG.toml", help="data, network, losses and steps")
+    parser.add_argument(
+        "--minutes", type=_positive_number, metavar="N", help="stop after N minutes; the next call goes on"
+    )
+    _add_device(parser)
+
+
+def _add_models(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "models",
+        commands.run_models,
+        "list the bundled weights and their cards",
+        "mmln models --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole cards as JSON")
+
+
+def _add_command(subparsers: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
+    parser = subparsers.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"Example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show tracebacks of errors")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_pair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fixed", required=True, metavar="F", help="fixed brain image (NIfTI)")
+    parser.add_argument("--moving", required=True, metavar="M", help="moving brain image (NIfTI)")
+    parser.add_argument("--fixed-dseg", metavar="S", help="labels on the fixed image's grid")
+    parser.add_argument("--moving-dseg", metavar="S", help="labels on the moving image's grid")
+    parser.add_argument(
+        "--labels",
+        metavar="TSV",
+        help="structures to score: a table with the columns name and index, or structures28, "
+        "structures28:freesurfer, neuromorphometrics (default: all labels present)",
+    )
+    parser.add_argument("--fixed-mask", metavar="MASK", help="brain mask on the fixed image's grid")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    _add_device(parser)
+    parser.add_argument("--threads", type=_positive_integer, metavar="N", help="CPU threads (default: all cores)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]",
+        help="where to compute (default: %(default)s)",
+    )
+
+
+def _steps(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected 'auto' or a whole number from 0, found '{text}'")
+    return int(text)
+
+
+def _positive_integer(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found '{text}'")
+    return int(text)
+
+
+def _positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found '{text}'")
+    return number

@@ -1,0 +1,154 @@
+"""Voxel grids in the world: the network's grid, the grid of an image, and images made on a grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from nibabel import Nifti1Image
+from nibabel.affines import voxel_sizes
+
+GRID_SHAPE = (160, 192, 224)
+"""Size of the network's grid in voxels of 1 mm."""
+GRID_AXES = ("L", "I", "A")
+"""Direction in which each of its axes points: left, inferior, anterior."""
+_SAME_GRID_MM = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """A lattice of voxel centres in RAS+ millimetres.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Number of voxels (I, J, K).
+    affine : ndarray, shape (4, 4)
+        Voxel index to RAS+ mm; copied, float64 and read-only.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not three positive numbers, or the affine not 4 x 4, finite and invertible.
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise ValueError(f"grid shape: expected 3 positive sizes, found {self.shape}")
+        affine = check_affine(self.affine, "grid affine")
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @classmethod
+    def of(cls, image: Nifti1Image | Grid) -> Grid:
+        """Return the grid of an image (a grid is returned as it is)."""
+        if isinstance(image, Grid):
+            return image
+        i, j, k = image.shape[:3]
+        return cls((i, j, k), image.affine)
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """Distance between voxel centres along each axis, mm, shape (3,)."""
+        return voxel_sizes(self.affine)
+
+    @property
+    def axes(self) -> tuple[str, str, str]:
+        """Nearest anatomical direction of each axis, such as ("L", "I", "A")."""
+        return nib.aff2axcodes(self.affine)
+
+    def matches(self, other: Nifti1Image | Grid) -> bool:
+        """Tell whether another grid has the same voxel centres, to within 0.001 mm at its corners."""
+        other = Grid.of(other)
+        if self.shape != other.shape:
+            return False
+        corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, 3)
+        distance = nib.affines.apply_affine(self.affine - other.affine, corners)
+        return bool(np.abs(distance).max() < _SAME_GRID_MM)
+
+    def is_axis_aligned_1mm(self) -> bool:
+        """Tell whether each axis runs along a world axis in steps of exactly 1 mm."""
+        matrix = np.abs(self.affine[:3, :3])
+        permutation = matrix.round()
+        return bool(
+            np.allclose(matrix, permutation, atol=1e-4)
+            and (permutation.sum(0) == 1).all()
+            and (permutation.sum(1) == 1).all()
+        )
+
+
+def check_affine(matrix: np.ndarray, name: str) -> np.ndarray:
+    """Return a matrix as a float64 copy after checking that it is a usable affine.
+
+    Parameters
+    ----------
+    matrix : array-like, shape (4, 4)
+        Homogeneous transform.
+    name : str
+        How to call it in an error.
+
+    Returns
+    -------
+    ndarray, shape (4, 4)
+        A copy, float64.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not 4 x 4, finite and invertible, or its last row is not (0, 0, 0, 1).
+    """
+    matrix = np.array(matrix, dtype=np.float64)
+    if matrix.shape != (4, 4):
+        raise ValueError(f"{name}: expected a 4 x 4 matrix, found shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{name}: expected finite numbers, found {matrix.tolist()}")
+    if not np.allclose(matrix[3], (0, 0, 0, 1)):
+        raise ValueError(f"{name}: expected the last row (0, 0, 0, 1), found {matrix[3].tolist()}")
+    determinant = np.linalg.det(matrix[:3, :3])
+    if abs(determinant) < 1e-9:
+        raise ValueError(f"{name}: expected an invertible matrix, found determinant {determinant:.3g}")
+    return matrix
+
+
+def new_image(data: np.ndarray, grid: Nifti1Image | Grid, like: Nifti1Image | None = None) -> Nifti1Image:
+    """Make an image on a grid, with a header that every reader understands alike.
+
+    Parameters
+    ----------
+    data : ndarray, shape (I, J, K) or (I, J, K, ...)
+        Voxel values; not copied.
+    grid : Nifti1Image or Grid
+        Where the voxels lie.
+    like : Nifti1Image, optional
+        Its space codes (scanner, template...) are kept; default: those of `grid` if it is an image, else
+        "scanner".
+
+    Returns
+    -------
+    Nifti1Image
+        sform and qform say the same; where the affine is sheared only the sform is set.
+    """
+    affine = Grid.of(grid).affine
+    like = like if like is not None else (None if isinstance(grid, Grid) else grid)
+    code = _space_code(like)
+    # Naming the type lets 64-bit integers through, which nibabel else refuses.
+    image = Nifti1Image(data, affine, dtype=data.dtype)
+    image.header.set_xyzt_units("mm")
+    directions = affine[:3, :3] / voxel_sizes(affine)
+    is_sheared = not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4)
+    image.set_sform(affine, code)
+    image.set_qform(affine, 0 if is_sheared else code)
+    return image
+
+
+def _space_code(image: Nifti1Image | None) -> int:
+    """Return the NIfTI space code of an image, 1 (scanner) where it has none."""
+    if image is None or not isinstance(image, Nifti1Image):
+        return 1
+    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 1

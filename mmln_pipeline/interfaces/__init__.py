@@ -1,0 +1,34 @@
+"""Nipype interfaces of the pipeline: each loads files, calls the core and saves files, and does nothing else.
+
+Nipype's version check (its only network access) is switched off before Nipype is first imported.
+"""
+
+import os
+
+os.environ.setdefault("NIPYPE_NO_ET", "1")
+
+from mmln_pipeline.interfaces.derivatives import SaveDerivative
+from mmln_pipeline.interfaces.evaluation import EvaluateRegistration, PlotRegistration
+from mmln_pipeline.interfaces.preprocessing import (
+    AffineInit,
+    BrainExtraction,
+    ConformGrid,
+    CorrectBias,
+    LoadTemplate,
+    NormalizeIntensity,
+)
+from mmln_pipeline.interfaces.registration import ApplyMMLNTransform, MMLNRegistration
+
+__all__ = [
+    "AffineInit",
+    "ApplyMMLNTransform",
+    "BrainExtraction",
+    "ConformGrid",
+    "CorrectBias",
+    "EvaluateRegistration",
+    "LoadTemplate",
+    "MMLNRegistration",
+    "NormalizeIntensity",
+    "PlotRegistration",
+    "SaveDerivative",
+]

@@ -1,0 +1,167 @@
+"""Label tables: structure names and the numbers that stand for them in segmentations.
+
+A table maps each structure's name to one or more label numbers; several numbers are merged before
+anything is scored (the cerebellar vermis is three labels in Neuromorphometrics' numbering).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+NAME_COLUMNS = ("name", "structure")
+NUMBER_COLUMNS = ("index", "labels", "neuromorphometrics", "freesurfer")
+SYSTEMS = ("neuromorphometrics", "freesurfer")
+BUNDLED = {"structures28": "structures28.tsv", "neuromorphometrics": "neuromorphometrics_dseg.tsv"}
+
+
+@dataclass(frozen=True)
+class LabelTable(Mapping[str, tuple[int, ...]]):
+    """Map structure names to their label numbers, in the order of the table.
+
+    Parameters
+    ----------
+    name : str
+        What the table is called in messages and in ``metrics.json``.
+    structures : dict of str to tuple of int
+        The numbers of each structure; more than one number means "merge these".
+
+    Raises
+    ------
+    ValueError
+        If the table is empty, a structure has no number, a number is not positive, or a number
+        belongs to two structures.
+    """
+
+    name: str
+    structures: dict[str, tuple[int, ...]] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.structures:
+            raise ValueError(f"Label table '{self.name}' names no structure; give at least one row.")
+        owner: dict[int, str] = {}
+        for structure, numbers in self.structures.items():
+            if not numbers or min(numbers) <= 0:
+                raise ValueError(
+                    f"Label table '{self.name}': '{structure}' needs positive label numbers, found {numbers}."
+                )
+            for number in numbers:
+                if number in owner:
+                    raise ValueError(
+                        f"Label table '{self.name}': number {number} belongs to both "
+                        f"'{owner[number]}' and '{structure}'; keep it in one row."
+                    )
+                owner[number] = structure
+
+    def __getitem__(self, structure: str) -> tuple[int, ...]:
+        return self.structures[structure]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.structures)
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All label numbers of the table, ascending."""
+        return tuple(sorted(number for numbers in self.structures.values() for number in numbers))
+
+
+def structures28(system: str = "neuromorphometrics") -> LabelTable:
+    """Return the 28 subcortical and cerebellar structures that the scores are quoted over.
+
+    Parameters
+    ----------
+    system : {"neuromorphometrics", "freesurfer"}, default="neuromorphometrics"
+        Whose label numbers to use. FreeSurfer's aseg has no vermis, so 27 structures remain.
+
+    Returns
+    -------
+    LabelTable
+
+    Raises
+    ------
+    ValueError
+        If the system is unknown.
+    """
+    if system not in SYSTEMS:
+        raise ValueError(f"Unknown label system '{system}'; expected one of {', '.join(SYSTEMS)}.")
+    return _read(_bundled_path("structures28"), f"structures28:{system}", system)
+
+
+def load_label_table(source: str | Path) -> LabelTable:
+    """Load a label table from a TSV file or by the name of a bundled one.
+
+    A table has a column ``name`` (or ``structure``) and one with the numbers: ``index`` as in a
+    BIDS ``dseg.tsv``, or ``labels``, where commas join numbers to be merged; ``n/a`` or an empty
+    cell leaves the row out.
+
+    Parameters
+    ----------
+    source : str or Path
+        A path, or ``structures28``, ``structures28:freesurfer``, ``neuromorphometrics``.
+
+    Returns
+    -------
+    LabelTable
+
+    Raises
+    ------
+    FileNotFoundError
+        If the source is neither a file nor a bundled name.
+    ValueError
+        If the file is not a label table.
+    """
+    text = str(source)
+    name, _, system = text.partition(":")
+    if name == "structures28":
+        return structures28(system or "neuromorphometrics")
+    if text in BUNDLED:
+        return _read(_bundled_path(text), text)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Label table '{source}' is not a file nor a bundled table; give a TSV with the columns "
+            f"'name' and 'index', or one of {', '.join(BUNDLED)}, structures28:freesurfer."
+        )
+    return _read(path, path.name)
+
+
+def _bundled_path(name: str) -> Path:
+    return Path(str(resources.files("mmln_pipeline") / "data" / BUNDLED[name]))
+
+
+def _read(path: Path, name: str, column: str | None = None) -> LabelTable:
+    """Read one TSV; ``column`` picks the number column, else the first known one is taken."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, delimiter="\t")
+            rows, columns = list(reader), list(reader.fieldnames or [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"Label table '{path}' cannot be read as a TSV text file: {error}.") from error
+    name_column = next((c for c in NAME_COLUMNS if c in columns), None)
+    number_column = column or next((c for c in NUMBER_COLUMNS if c in columns), None)
+    if name_column is None or number_column is None:
+        raise ValueError(
+            f"Label table '{path}' needs tab-separated columns 'name' and 'index', found {columns or 'none'}."
+        )
+    structures: dict[str, tuple[int, ...]] = {}
+    for line, row in enumerate(rows, start=2):
+        numbers = _parse_numbers(row[number_column], f"'{path}', line {line}, column '{number_column}'")
+        if numbers and numbers != (0,):  # 0 is the background, never scored
+            key = row[name_column]
+            structures[key] = structures.get(key, ()) + numbers
+    return LabelTable(name, structures)
+
+
+def _parse_numbers(cell: str | None, where: str) -> tuple[int, ...]:
+    if cell is None or cell.strip() in ("", "n/a"):
+        return ()
+    try:
+        return tuple(int(part) for part in cell.split(","))
+    except ValueError:
+        raise ValueError(f"Label table {where}: expected whole numbers joined by commas, found '{cell}'.") from None

@@ -1,0 +1,91 @@
+"""Register one pair of brain images: the function that users call.
+
+The libraries that it needs load with the first call, so that ``import mmln_pipeline`` and
+``mmln --help`` are quick; the work itself is in `mmln_pipeline.registration`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmln_pipeline.result import Progress, RegistrationResult
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nibabel import Nifti1Image
+    from numpy.typing import NDArray
+
+    from mmln_pipeline.labels import LabelTable
+
+
+def register(
+    fixed: str | Path | Nifti1Image,
+    moving: str | Path | Nifti1Image,
+    *,
+    init: str | Path | NDArray[np.float64] = "affine",
+    fixed_dseg: str | Path | Nifti1Image | None = None,
+    moving_dseg: str | Path | Nifti1Image | None = None,
+    labels: str | Path | LabelTable | None = None,
+    fixed_mask: str | Path | Nifti1Image | None = None,
+    moving_mask: str | Path | Nifti1Image | None = None,
+    model: str | Path = "mmln",
+    refine: int | str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    random_seed: int = 0,
+    progress: Progress | None = None,
+) -> RegistrationResult:
+    """Register a moving brain image to a fixed one.
+
+    Parameters
+    ----------
+    fixed, moving : path or Nifti1Image
+        Skull-stripped 3-D images, or raw heads together with their masks.
+    init : {"affine", "rigid", "identity"}, path or ndarray of shape (4, 4), default="affine"
+        Linear start: estimate one, take the images as aligned already, read an ITK affine file, or
+        use a matrix (RAS mm, fixed world to moving world).
+    fixed_dseg, moving_dseg : path or Nifti1Image, optional
+        Labels, each on the grid of its image; they are scored and never steer the registration.
+    labels : path, name or LabelTable, optional
+        Structures to score (``structures28`` is bundled); default: every label but the background.
+    fixed_mask, moving_mask : path or Nifti1Image, optional
+        Brain masks, each on the grid of its image; default: the non-zero voxels.
+    model : str or Path, default="mmln"
+        Name of bundled weights or path of a weights file.
+    refine : int or "auto", default="auto"
+        Steps of instance optimisation after the network; 0 gives the network alone.
+    device : str, default="auto"
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    threads : int, optional
+        Threads on the CPU; default: the libraries' own choice.
+    random_seed : int, default=0
+        Seed of the affine's sampling and of the refinement.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    RegistrationResult
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If an image, an option, the model or the device cannot be used; raised before work starts
+        unless only the data can tell (images that do not overlap, an affine that fails).
+
+    Notes
+    -----
+    Folds, NDV and SDlogJ are those of the network's warp, measured on the 160 x 192 x 224 network
+    grid: over the whole grid and inside the fixed brain. Dice, TC and HD95 are measured on the fixed
+    image's own grid. `jacobian` is that of the whole transform, affine included.
+    """
+    start = time.perf_counter()
+    from mmln_pipeline import inputs, registration
+
+    options = inputs.Options(init, model, refine, device, threads, random_seed)
+    pair = inputs.load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask)
+    return registration.run(pair, options, start, progress)

@@ -1,0 +1,263 @@
+"""The steps of one registration: align linearly, run the network, refine, resample once, score.
+
+Data flows one way: images become tensors on the network grid, tensors velocities, velocities a field,
+the field a transform in mm, and the transform resamples the native images once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nibabel import Nifti1Image
+from numpy.typing import NDArray
+
+from mmln_pipeline import __version__, affine, devices, evaluation, fields, metrics, volumes, weights
+from mmln_pipeline import refine as refinement
+from mmln_pipeline.grids import Grid, new_image
+from mmln_pipeline.inputs import Options, Pair
+from mmln_pipeline.result import Progress, RegistrationResult
+from mmln_pipeline.transforms import Transform, displacement_from_voxels, displacement_to_voxels
+
+MIN_OVERLAP = 0.1
+"""Share of the fixed brain that the linearly aligned moving brain must cover at least."""
+
+
+def run(pair: Pair, options: Options, start: float, progress: Progress | None = None) -> RegistrationResult:
+    """Register a checked pair.
+
+    Parameters
+    ----------
+    pair : Pair
+    options : Options
+    start : float
+        `time.perf_counter` when the work began, reading included.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    RegistrationResult
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown or the images do not overlap.
+    """
+    clock = _Clock(start, progress)
+    device = devices.resolve_device(options.device)
+    with clock.stage("load"):
+        _prepare_machine(options, device)
+        model, card = weights.load_model(options.model, device)
+    clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
+    with clock.stage("affine"):
+        matrix = _linear_start(pair, options)
+        network = _to_network_grid(pair, matrix, options)
+    with clock.stage("network"), torch.no_grad(), devices.autocast(device):
+        images = network.fixed.to(device), network.moving.to(device)
+        velocities = model(*images)
+    with clock.stage("refine"):
+        if options.refine != 0:
+            report = clock.steps("refine", _refining_steps(options))
+            velocities = refinement.refine(*images, velocities, options.refine, progress=report)
+    with clock.stage("integrate"), torch.no_grad():
+        shape = network.grid.shape
+        forward, backward = (
+            fields.integrate(velocities, shape, inverse=inverse).float().cpu() for inverse in (False, True)
+        )
+    with clock.stage("resample"):
+        result = _resample(pair, network, matrix, forward, backward)
+    with clock.stage("score"):
+        scores = _score(pair, result, network, forward, backward)
+    result.metrics = evaluation.jsonable(scores | _provenance(options, card, device) | {"seconds": clock.finish()})
+    return result
+
+
+@dataclass(frozen=True)
+class _NetworkInput:
+    """The pair as the network sees it: tensors (1, 1, I, J, K) in [0, 1] on `grid`, and the fixed brain."""
+
+    grid: Grid
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    brain: NDArray[np.bool_]
+
+
+class _Clock:
+    """Seconds spent in each stage, told to a progress callback as they begin and end."""
+
+    def __init__(self, start: float, progress: Progress | None) -> None:
+        self.start = start
+        self.progress = progress
+        self.seconds: dict[str, float | None] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        if self.progress:
+            self.progress(name, 0, 1)
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+        if self.progress:
+            self.progress(name, 1, 1)
+
+    def steps(self, name: str, total: int) -> Callable[[str], None] | None:
+        """Return a callback to be called after each of at most `total` steps within a stage, or None."""
+        if self.progress is None:
+            return None
+        progress, done = self.progress, itertools.count(1)
+        return lambda text: progress(name, min(next(done), total), total)
+
+    def finish(self) -> dict[str, float | None]:
+        """Return the seconds by stage; the field's integration counts as the network's time."""
+        self.seconds["network"] = (self.seconds["network"] or 0.0) + (self.seconds.pop("integrate") or 0.0)
+        order = ("load", "affine", "network", "refine", "resample", "score")
+        return {name: self.seconds[name] for name in order} | {
+            "save": None,
+            "total": time.perf_counter() - self.start,
+        }
+
+
+def _prepare_machine(options: Options, device: torch.device) -> None:
+    devices.set_threads(options.threads)
+    if options.threads is not None:  # ANTs asks the environment, SimpleITK its own setting
+        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)
+    torch.manual_seed(options.random_seed)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _refining_steps(options: Options) -> int:
+    """Return how many steps refining takes at most, on half-size and full-size images together."""
+    count = refinement.AUTO_ITERATIONS if options.refine == "auto" else int(options.refine)
+    return count + count // refinement.FULL_SIZE_SHARE
+
+
+def _linear_start(pair: Pair, options: Options) -> NDArray[np.float64]:
+    if options.matrix is not None:
+        return options.matrix
+    return affine.estimate_affine(
+        pair.fixed,
+        pair.moving,
+        kind=str(options.init),
+        fixed_mask=pair.fixed_mask,
+        moving_mask=pair.moving_mask,
+        seed=options.random_seed,
+    )
+
+
+def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], options: Options) -> _NetworkInput:
+    """Bring the pair onto the network grid; nothing is resampled when both images lie on it already."""
+    grid = volumes.network_grid(pair.fixed, pair.fixed_mask)
+    fixed = _brain_on_grid(pair.fixed, pair.fixed_mask, grid, np.eye(4))
+    moving = _brain_on_grid(pair.moving, pair.moving_mask, grid, matrix)
+    if pair.fixed_mask is None:
+        brain = fixed > 0
+    else:
+        brain = np.asarray(volumes.conform(pair.fixed_mask, grid, interpolation="nearest").dataobj) != 0
+    overlap = float((moving[brain] > 0).mean()) if brain.any() else 0.0
+    if overlap < MIN_OVERLAP:
+        raise ValueError(
+            f"The fixed and the moving image do not overlap with init '{options.init_name}': the moving "
+            f"image covers {100 * overlap:.0f}% of the fixed brain; use --init affine, or mend the headers."
+        )
+    fixed_tensor, moving_tensor = (
+        torch.from_numpy(volumes.normalize_intensity(array))[None, None] for array in (fixed, moving)
+    )
+    return _NetworkInput(grid, fixed_tensor, moving_tensor, brain)
+
+
+def _brain_on_grid(
+    image: Nifti1Image, mask: Nifti1Image | None, grid: Grid, matrix: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Pull an image onto the network grid, without what lies outside its mask."""
+    if mask is not None:
+        data = np.where(np.asarray(mask.dataobj) != 0, image.get_fdata(dtype=np.float32), np.float32(0))
+        image = new_image(data, image)
+    start = None if np.array_equal(matrix, np.eye(4)) else matrix  # None on the image's own grid: a copy
+    return np.ascontiguousarray(volumes.conform(image, grid, affine=start).dataobj, dtype=np.float32)
+
+
+def _resample(
+    pair: Pair,
+    network: _NetworkInput,
+    matrix: NDArray[np.float64],
+    forward: torch.Tensor,
+    backward: torch.Tensor,
+) -> RegistrationResult:
+    """Join affine and warp to transforms in mm and take the native images through them, once."""
+    is_identity = np.array_equal(matrix, np.eye(4))
+    linear = [] if is_identity else [matrix]
+    linear_inverse = [] if is_identity else [np.linalg.inv(matrix)]
+    there, back = (displacement_from_voxels(u[0].numpy(), network.grid.affine) for u in (forward, backward))
+    transform = Transform([there, *linear])
+    warp = transform.displacement(pair.fixed)
+    offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
+    determinant = fields.jacobian_determinant(offsets)[0].numpy()
+    moved_dseg = None
+    if pair.moving_dseg is not None:
+        moved_dseg = transform.resample(pair.moving_dseg, pair.fixed, "nearest")
+    return RegistrationResult(
+        moved=transform.resample(pair.moving, pair.fixed, "linear"),
+        moved_dseg=moved_dseg,
+        transform=transform,
+        inverse=Transform([*linear_inverse, back]),
+        affine=matrix,
+        warp=warp,
+        jacobian=new_image(determinant, pair.fixed),
+        metrics={},
+    )
+
+
+def _score(
+    pair: Pair,
+    result: RegistrationResult,
+    network: _NetworkInput,
+    forward: torch.Tensor,
+    backward: torch.Tensor,
+) -> dict[str, Any]:
+    before = after = None
+    if pair.moving_dseg is not None and result.moved_dseg is not None:
+        linear = Transform([result.affine]).resample(pair.moving_dseg, pair.fixed, "nearest")
+        before, after = np.asarray(linear.dataobj), np.asarray(result.moved_dseg.dataobj)
+    fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
+    scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.affine, pair.labels)
+    scores |= evaluation.score_field(forward, network.brain)
+    warped = fields.warp(network.moving, forward)[0, 0].numpy()
+    scores["similarity"] = evaluation.score_similarity(
+        network.fixed[0, 0].numpy(), network.moving[0, 0].numpy(), warped, network.brain
+    )
+    scores["inverse_consistency_mm"] = metrics.inverse_consistency(
+        forward[0].numpy(), backward[0].numpy(), network.brain, network.grid.spacing.tolist()
+    )
+    return scores
+
+
+def _provenance(options: Options, card: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Say with what the result was made and how much memory it took."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    facts: dict[str, Any] = {
+        "init": options.init_name,
+        "refine": options.refine,
+        "random_seed": options.random_seed,
+        "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),  # macOS counts bytes
+        "device": str(device),
+        "model": card["name"],
+        "model_sha256": card["sha256"],
+        "version": __version__,
+    }
+    if device.type == "cuda":
+        facts["device_name"] = torch.cuda.get_device_name(device)
+        facts["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return facts

@@ -1,0 +1,1 @@
+"""Figures and pages that let a person judge a registration by eye."""

@@ -1,0 +1,216 @@
+"""The report of one subject: figures, scores and methods in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+from markupsafe import Markup
+
+from mmln_pipeline import __version__
+from mmln_pipeline.files import write_text
+from mmln_pipeline.reporting import scores
+
+HERE = Path(__file__).parent
+TEMPLATE = HERE / "templates" / "report.html"
+QC_ENDING = "_desc-registration_qc.json"
+ALTERNATIVES = {
+    "desc-brain": (
+        "Brain mask",
+        "Slices of the T1-weighted image in three planes with the outline of the brain mask.",
+    ),
+    "desc-warpgrid": (
+        "Warp grid",
+        "Slices of the template in three planes under a grid deformed by the registration.",
+    ),
+    "desc-jacobian": (
+        "Log-Jacobian",
+        "Slices of the log-Jacobian in three planes, blue to red, with a colour bar.",
+    ),
+    "_dseg": (
+        "Labels",
+        "Slices of the T1-weighted image in three planes with the outlines of the atlas labels.",
+    ),
+}
+# Entities in a scratch directory's own path would be taken for the subject's by the layout of PyBIDS.
+ENTITY_IN_PATH = re.compile(r"[_/\\][a-z]+-[a-zA-Z0-9]|[/\\](func|anat|fmap|dwi|meg|eeg)([/\\]|$)")
+
+
+def write_subject_report(
+    output_dir: str | Path,
+    subject: str,
+    *,
+    qc: Mapping[str, Mapping[str, Any]] | None = None,
+    citation: str | None = None,
+    summary: Mapping[str, object] | None = None,
+    errors: Sequence[str | Path] = (),
+) -> Path:
+    """Write ``OUTPUT_DIR/sub-X.html`` from the subject's figures and scores.
+
+    NiReports assembles the page. Figures, style and text are inside the file: no request leaves it, and the
+    same input gives the same bytes. A page that would not change is left untouched.
+
+    Parameters
+    ----------
+    output_dir : path
+        The derivatives dataset; the figures are those in ``sub-X/figures/``.
+    subject : str
+        Label of the subject, with or without ``sub-``.
+    qc : mapping of str to mapping, optional
+        Scores of each image by the entities its file names begin with, such as ``sub-01_ses-02``. By default
+        read from the subject's ``*_desc-registration_qc.json`` files.
+    citation : str, optional
+        Text of the methods. By default that of ``logs/CITATION.md``, if there is one.
+    summary : mapping, optional
+        Further facts for the first table, by their names: what was found and done.
+    errors : sequence of str or Path
+        What went wrong: a Path is read as a crash file of Nipype, a str is shown as it is, its first line
+        as the title.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `output_dir` does not exist.
+    """
+    output_dir, label = Path(output_dir), subject.removeprefix("sub-")
+    if not output_dir.is_dir():
+        raise FileNotFoundError(f"output_dir: expected the folder of the derivatives, found nothing at {output_dir}")
+    qc = _read_qc(output_dir, label) if qc is None else qc
+    citation = _read_citation(output_dir) if citation is None else citation
+    failures = [_describe_failure(error) for error in errors]
+    fragments = dict(_figure_fragments(output_dir, label))
+    fragments[f"sub-{label}_desc-summary_T1w"] = _summary(label, qc, summary or {}, failures)
+    fragments |= {f"{stem}_desc-scores_T1w": _scores(content) for stem, content in sorted(qc.items())}
+    if citation:
+        fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(citation)
+    fragments[f"sub-{label}_desc-errors_T1w"] = _macros().errors(failures)
+    page = output_dir / f"sub-{label}.html"
+    html = _assemble(label, fragments)
+    if not page.exists() or page.read_text(encoding="utf-8") != html:
+        write_text(page, html)
+    return page
+
+
+def _assemble(label: str, fragments: Mapping[str, str]) -> str:
+    """Let NiReports put fragments, by the stems of their file names, into the page."""
+    from nireports.assembler.report import Report
+
+    with tempfile.TemporaryDirectory(dir=_scratch_root()) as scratch:
+        figures = Path(scratch) / f"sub-{label}" / "figures"
+        figures.mkdir(parents=True)
+        for stem, fragment in fragments.items():
+            (figures / f"{stem}.html").write_text(fragment, encoding="utf-8")
+        report = Report(
+            scratch,
+            None,
+            bootstrap_file=HERE / "report.yml",
+            out_filename="page.html",
+            metadata={"template_path": str(TEMPLATE), "filename": f"sub-{label}"},
+            subject=label,
+        )
+        report.generate_report()
+        return report.out_filename.read_text(encoding="utf-8")
+
+
+def _scratch_root() -> str | None:
+    """Return a folder for scratch files whose path holds nothing that looks like a BIDS entity."""
+    if not ENTITY_IN_PATH.search(tempfile.gettempdir()):
+        return None
+    return "/tmp" if Path("/tmp").is_dir() else None
+
+
+@functools.cache
+def _macros() -> Any:
+    """Return the macros that render the fragments; they escape what they are given."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("fragments.html").module
+
+
+def _figure_fragments(output_dir: Path, label: str) -> Iterator[tuple[str, str]]:
+    """Yield the file stem and the HTML of each of the subject's figures."""
+    for path in sorted((output_dir / f"sub-{label}" / "figures").glob(f"sub-{label}_*.svg")):
+        svg = path.read_text(encoding="utf-8")
+        link = path.relative_to(output_dir).as_posix()
+        if "_desc-registration_" in path.name:
+            yield path.stem, _macros().comparison(path.stem, link, Markup(_own_ids(svg, path.stem)))
+            continue
+        for part, (name, alternative) in ALTERNATIVES.items():
+            if part in path.name:
+                yield path.stem, _macros().picture(name, link, Markup(_data_uri(svg)), alternative)
+
+
+def _own_ids(svg: str, prefix: str) -> str:
+    """Prefix the ids of an SVG, so that several can stand in one page."""
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+
+
+def _data_uri(svg: str) -> str:
+    """Encode an SVG as a data URI fit for a double-quoted attribute (shorter than base64 would be)."""
+    return "data:image/svg+xml," + quote(svg, safe=" !$'*+,-./:;=?@[]^_`{|}~")
+
+
+def _read_qc(output_dir: Path, label: str) -> dict[str, dict[str, Any]]:
+    """Read the subject's score files, by the entities of their names."""
+    files = sorted((output_dir / f"sub-{label}").glob(f"**/anat/*{QC_ENDING}"))
+    return {path.name.removesuffix(QC_ENDING): json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def _read_citation(output_dir: Path) -> str:
+    """Read the dataset's methods text, if it has one."""
+    path = output_dir / "logs" / "CITATION.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _summary(
+    label: str, qc: Mapping[str, Mapping[str, Any]], extra: Mapping[str, object], failures: Sequence[object]
+) -> str:
+    """Render the first section: facts, main scores, versions."""
+    facts = {"Subject": f"sub-{label}", "Images registered": str(len(qc)) if qc else "none"}
+    for name, key in (("Template", "template"), ("Model", "model"), ("Device", "device")):
+        found = dict.fromkeys(str(content[key]) for content in qc.values() if content.get(key) is not None)
+        if found:
+            facts[name] = ", ".join(found)
+    software = dict.fromkeys(str(content.get("version", __version__)) for content in qc.values())
+    facts["Software"] = "mmln-pipeline " + (", ".join(software) or __version__)
+    facts |= {str(name): str(value) for name, value in extra.items()}
+    scans = [{"name": stem, "scores": scores.glance_row(content)} for stem, content in sorted(qc.items())]
+    versions: dict[str, str] = {}
+    for content in qc.values():
+        versions |= {str(name): str(value) for name, value in (content.get("versions") or {}).items()}
+    return _macros().summary(list(facts.items()), scans, sorted(versions.items()), len(failures))
+
+
+def _scores(qc: Mapping[str, Any]) -> str:
+    """Render the scores of one image."""
+    columns, labels = scores.label_rows(qc)
+    return _macros().scores(scores.score_rows(qc), labels, columns, scores.second_rows(qc), scores.other_rows(qc))
+
+
+def _describe_failure(error: str | Path) -> dict[str, str]:
+    """Return the title and the text of an error."""
+    if isinstance(error, str):
+        return {"title": error.strip().splitlines()[0] if error.strip() else "Unknown error", "text": error}
+    from nireports.assembler.misc import read_crashfile
+
+    crash = read_crashfile(str(error))
+    text = crash["traceback"].strip()
+    cause = text.splitlines()[-1] if text else "no traceback"
+    return {"title": f"{crash.get('node', error.name)}: {cause}", "text": text}

@@ -1,0 +1,137 @@
+"""What a registration gives, and how it is written to a folder.
+
+Numerical libraries are imported inside the functions, so that ``import mmln_pipeline`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nibabel import Nifti1Image
+    from numpy.typing import NDArray
+
+    from mmln_pipeline.transforms import DisplacementField, Transform
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the stage, the steps done and the steps in all."""
+
+OUTPUTS = {
+    "moved": "moved.nii.gz",
+    "moved_dseg": "moved_dseg.nii.gz",
+    "transform": "forward_xfm.h5",
+    "inverse": "inverse_xfm.h5",
+    "warp": "warp.nii.gz",
+    "jacobian": "jacobian.nii.gz",
+    "metrics": "metrics.json",
+}
+"""File name of each part of a result in the output directory."""
+
+
+@dataclass
+class RegistrationResult:
+    """What a registration gives.
+
+    Attributes
+    ----------
+    moved : Nifti1Image
+        The moving image on the fixed image's own grid, sampled once from the native moving image.
+    moved_dseg : Nifti1Image or None
+        The moving labels on the fixed grid, sampled once by nearest neighbour.
+    transform : Transform
+        Forward: maps points of the fixed world to the moving world, and so resamples the moving
+        image onto the fixed grid.
+    inverse : Transform
+        Maps points of the moving world to the fixed world.
+    affine : ndarray, shape (4, 4)
+        Linear part of `transform`, RAS mm.
+    warp : DisplacementField
+        The whole of `transform` as offsets in mm on the fixed image's grid.
+    jacobian : Nifti1Image
+        Jacobian determinant of the whole of `transform` on the fixed image's grid.
+    metrics : dict
+        Scores, times and versions, as in ``metrics.json``.
+    """
+
+    moved: Nifti1Image
+    moved_dseg: Nifti1Image | None
+    transform: Transform
+    inverse: Transform
+    affine: NDArray[np.float64]
+    warp: DisplacementField
+    jacobian: Nifti1Image
+    metrics: dict[str, Any] = field(repr=False)
+
+    def save(self, output_dir: str | Path) -> dict[str, Path]:
+        """Write every part of the result; a file is either whole or not there.
+
+        Parameters
+        ----------
+        output_dir : str or Path
+            Folder, created where absent.
+
+        Returns
+        -------
+        dict of str to Path
+            The files written, by the name of the attribute.
+
+        Raises
+        ------
+        ValueError
+            If `output_dir` is a file.
+        """
+        from mmln_pipeline.files import write_text
+        from mmln_pipeline.transforms import save_displacement
+        from mmln_pipeline.volumes import save_image
+
+        start = time.perf_counter()
+        folder = check_output_dir(output_dir)
+        paths = {name: folder / file for name, file in OUTPUTS.items() if getattr(self, name) is not None}
+        for name in ("moved", "moved_dseg", "jacobian"):
+            if name in paths:
+                save_image(getattr(self, name), paths[name])
+        self.transform.save(paths["transform"])
+        self.inverse.save(paths["inverse"])
+        save_displacement(self.warp, paths["warp"])
+        seconds = self.metrics["seconds"]
+        seconds["total"] -= seconds["save"] or 0.0
+        seconds["save"] = time.perf_counter() - start
+        seconds["total"] += seconds["save"]
+        write_text(paths["metrics"], json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+        return paths
+
+
+def check_output_dir(path: str | Path) -> Path:
+    """Return a folder to write to, created where absent.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder asked for.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        If the path, or a parent of it, is a file or cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"Output directory '{folder}' cannot be created: {error.strerror}; give a writable folder."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"Output directory '{folder}' is not writable; give a writable folder.")
+    return folder

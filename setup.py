@@ -1,0 +1,102 @@
+"""Package metadata: three source folders, installed as the one import package ``mmln_pipeline``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# Folder of each part of the package: `workflows` and `bids_app` stand at the top level of the repository,
+# but are only ever installed below `mmln_pipeline`, so that no generic name reaches site-packages.
+FOLDERS = {
+    "mmln_pipeline": "mmln_pipeline",
+    "mmln_pipeline.workflows": "workflows",
+    "mmln_pipeline.bids_app": "bids_app",
+}
+
+
+def read_version():
+    """Return ``__version__`` of the package without importing it (its dependencies may be missing)."""
+    text = (ROOT / "mmln_pipeline" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__(?:: str)? = "([^"]+)"', text, re.MULTILINE).group(1)
+
+
+def list_packages():
+    """Return the names of every package below the mapped folders."""
+    names = []
+    for package, folder in FOLDERS.items():
+        names += [package, *(f"{package}.{name}" for name in find_packages(str(ROOT / folder)))]
+    return names
+
+
+TEST = [
+    "bids-validator-deno>=2",
+    "build>=1.2",
+    "hypothesis>=6",
+    "pytest>=8",
+    "pytest-cov>=5",
+    "setuptools>=70.1",
+]
+
+setup(
+    name="mmln-pipeline",
+    version=read_version(),
+    description="Brain MRI registration with the multi-strategy mutual learning network (MMLN) as a BIDS App",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+    keywords=["BIDS", "MRI", "brain", "deformable registration", "deep learning", "Nipype"],
+    packages=list_packages(),
+    package_dir=FOLDERS,
+    package_data={
+        "mmln_pipeline": [
+            "py.typed",
+            "weights/*.safetensors",
+            "weights/*.json",
+            "data/*.tsv",
+            "reporting/templates/*",
+        ],
+        "mmln_pipeline.bids_app": ["*.yml", "*.toml", "data/*"],
+    },
+    python_requires=">=3.10",
+    install_requires=[
+        "antspyx>=0.5",
+        "h5py>=3.8",
+        "lightning>=2.2",
+        "matplotlib>=3.7",
+        "nibabel>=5.2",
+        "nilearn>=0.11",
+        "nipype>=1.8.6",
+        "nireports>=25",
+        "nitransforms>=24",
+        "numpy>=1.24",
+        "pandas>=2",
+        "pybids>=0.17",
+        "rich>=13",
+        "safetensors>=0.4",
+        "scipy>=1.11",
+        "SimpleITK>=2.3",
+        'tomli>=2; python_version < "3.11"',
+        "torch>=2.4",
+    ],
+    extras_require={
+        "templateflow": ["templateflow>=24"],
+        "test": TEST,
+        "dev": [*TEST, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6"],
+    },
+    entry_points={
+        "console_scripts": [
+            "mmln = mmln_pipeline.cli:main",
+            "mmln-bids = mmln_pipeline.bids_app.run:main",
+        ]
+    },
+    zip_safe=False,
+)

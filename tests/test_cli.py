@@ -1,0 +1,217 @@
+"""The command line: help, exit codes, one-line errors, and each command on a tiny pair."""
+
+import json
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mmln_pipeline import __version__, registration, weights
+from mmln_pipeline.cli import main
+from mmln_pipeline.cli.parser import build_parser
+from mmln_pipeline.grids import Grid
+from mmln_pipeline.transforms import save_affine
+
+COMMANDS = ("register", "apply", "evaluate", "train", "models")
+SHAPE = (16, 18, 20)
+
+
+class Still(torch.nn.Module):
+    """Answer every pair with a zero velocity."""
+
+    def forward(self, fixed, moving):
+        return (torch.zeros(1, 3, *fixed.shape[2:]),)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    card = {"name": "still", "sha256": "0" * 64}
+    monkeypatch.setattr(weights, "load_model", lambda name, device: (Still(), card))
+    monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, np.eye(4)))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A small brain, its labels and an identity affine on disk."""
+    x = np.stack(np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij"))
+    radius = np.sqrt((((x - np.reshape((8, 9, 10), (3, 1, 1, 1))) / 6.0) ** 2).sum(0))
+    image = np.where(radius < 1, 50 + 40 * np.cos(x[0]) * np.sin(x[1]), 0).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "brain.nii.gz")
+    nib.save(nib.Nifti1Image((radius < 0.7).astype(np.uint8) * 4, np.eye(4)), tmp_path / "dseg.nii.gz")
+    save_affine(np.eye(4), tmp_path / "identity.mat")
+    return tmp_path
+
+
+def pair_options(files):
+    brain, dseg = str(files / "brain.nii.gz"), str(files / "dseg.nii.gz")
+    return ["--fixed", brain, "--moving", brain, "--fixed-dseg", dseg, "--moving-dseg", dseg]
+
+
+def test_help_starts_fast_and_light():
+    code = (
+        "import sys\nfrom mmln_pipeline.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'SimpleITK', 'ants', 'nipype', 'numpy', 'nibabel', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: mmln" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_ends_with_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    example = capsys.readouterr().out.split("Example:")[1].replace("\\\n", " ")
+    for line in example.strip().splitlines():
+        words = line.split()
+        assert words[:2] == ["mmln", command]
+        build_parser().parse_args(words[1:])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == f"mmln {__version__}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["compare-with"],
+        ["register"],
+        ["register", "--fixed", "a", "--moving", "b", "--output-dir", "c", "--refine", "some"],
+        ["register", "--fixed", "a", "--moving", "b", "--output-dir", "c", "--threads", "0"],
+        ["apply", "--interpolation", "cubic", "--transform", "x", "--reference", "r", "--output", "o", "i"],
+        ["train", "config.toml", "--minutes", "-3"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "error" in capsys.readouterr().err
+
+
+def test_register_writes_files_and_a_summary(files, network, capsys):
+    out = files / "out"
+    code = main(["register", *pair_options(files), "--output-dir", str(out), "--init", "identity", "--refine", "0"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "Dice       1.000 (mean of 1 structures" in captured.out
+    assert "Folds      0.0000% of the brain" in captured.out
+    assert str(out) in captured.out and "forward_xfm.h5" in captured.out
+    assert "mmln: network ..." in captured.err, "plain lines where there is no terminal"
+    assert json.loads((out / "metrics.json").read_text())["dice"] == 1.0
+
+
+def test_register_without_labels_prints_no_dice(files, network, capsys):
+    brain = str(files / "brain.nii.gz")
+    arguments = ["--fixed", brain, "--moving", brain, "--output-dir", str(files / "out")]
+    assert main(["register", *arguments, "--init", str(files / "identity.mat"), "--refine", "0"]) == 0
+    captured = capsys.readouterr().out
+    assert "Dice" not in captured and "Folds" in captured
+
+
+def error_line(capsys):
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.startswith("mmln: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_bad_input_is_one_line_and_exit_2(files, capsys):
+    brain, out = str(files / "brain.nii.gz"), str(files / "out")
+    assert main(["register", "--fixed", "gone.nii.gz", "--moving", brain, "--output-dir", out]) == 2
+    assert "gone.nii.gz" in error_line(capsys)
+    assert main(["register", "--fixed", brain, "--moving", brain, "--output-dir", brain]) == 2
+    assert "brain.nii.gz" in error_line(capsys)
+    nib.save(nib.Nifti1Image(np.ones((4, 5, 6, 2), np.float32), np.eye(4)), files / "series.nii.gz")
+    series = str(files / "series.nii.gz")
+    assert main(["register", "--fixed", brain, "--moving", series, "--output-dir", out]) == 2
+    assert "series.nii.gz" in error_line(capsys)
+    arguments = ["--fixed", brain, "--moving", brain, "--output-dir", out]
+    assert main(["register", *arguments, "--model", "no-such-model"]) == 2
+    assert "no-such-model" in error_line(capsys)
+    assert main(["register", *arguments, "--labels", "no-such.tsv"]) == 2
+    assert "no-such.tsv" in error_line(capsys)
+
+
+def test_unexpected_failure_is_one_line_and_exit_1(files, monkeypatch, capsys):
+    def explode(name, device):
+        raise RuntimeError("cache\nlost")
+
+    monkeypatch.setattr(weights, "load_model", explode)
+    arguments = ["register", *pair_options(files), "--output-dir", str(files / "out")]
+    assert main(arguments) == 1
+    assert error_line(capsys).endswith("unexpected RuntimeError: cache lost (run again with -v for the traceback)")
+    assert main([*arguments, "-v"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_apply(files, capsys):
+    base = ["--transform", str(files / "identity.mat"), "--reference", str(files / "brain.nii.gz")]
+    output = files / "new" / "labels.nii.gz"
+    source = str(files / "dseg.nii.gz")
+    assert main(["apply", *base, "--output", str(output), "--interpolation", "label", source]) == 0
+    np.testing.assert_array_equal(nib.load(output).get_fdata(), nib.load(source).get_fdata())
+    assert str(output) in capsys.readouterr().out
+    assert main(["apply", *base, "--output", str(files / "labels.png"), source]) == 2
+    assert "labels.png" in error_line(capsys)
+    assert main(["apply", *base, "--output", str(output), "--interpolation", "label", str(files / "brain.nii.gz")]) == 2
+    assert "brain.nii.gz" in error_line(capsys)
+
+
+def test_evaluate(files, capsys):
+    output = files / "scores.json"
+    arguments = ["evaluate", *pair_options(files), "--transform", str(files / "identity.mat")]
+    assert main([*arguments, "--labels", "structures28", "--output", str(output)]) == 0
+    scores = json.loads(output.read_text())
+    assert scores["dice_per_label"] == {"3rd-Ventricle": 1.0}
+    assert scores["folding_percent"] == 0.0 and scores["tc"] == 1.0
+    assert "Dice       1.000" in capsys.readouterr().out
+    assert main([*arguments, "--output", str(files / "scores.txt")]) == 2
+    assert "scores.txt" in error_line(capsys)
+
+
+def test_models(monkeypatch, capsys, tmp_path):
+    card = {
+        "name": "tiny",
+        "license": "CC-BY-NC-3.0",
+        "sha256": "a" * 64,
+        "training": {"data": ["one", "two"], "steps": 5},
+        "scores": {"dice": 0.75},
+        "path": str(tmp_path / "tiny.safetensors"),
+    }
+    monkeypatch.setattr(weights, "list_models", lambda: [card])
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    for part in ("tiny", "CC-BY-NC-3.0", "a" * 12, "one + two", "dice 0.75", str(tmp_path / "tiny.json")):
+        assert part in text
+    assert "a" * 13 not in text
+    assert main(["models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == [card]
+    monkeypatch.setattr(weights, "list_models", lambda: [])
+    assert main(["models"]) == 0
+    assert "No model is bundled" in capsys.readouterr().out
+
+
+def test_train_hands_its_options_on(monkeypatch, capsys, tmp_path):
+    from mmln_pipeline import training
+
+    calls = []
+    monkeypatch.setattr(training, "train", lambda *args, **options: calls.append((args, options)))
+    assert main(["train", str(tmp_path / "none.toml")]) == 2
+    assert "none.toml" in error_line(capsys)
+    config = tmp_path / "config.toml"
+    config.write_text("")
+    assert main(["train", str(config), "--minutes", "1.5", "--device", "cpu"]) == 0
+    assert calls == [((str(config),), {"minutes": 1.5, "device": "cpu", "resume": True})]

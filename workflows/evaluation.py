@@ -1,0 +1,131 @@
+"""Workflow that scores one registration and draws its figures."""
+
+from collections.abc import Mapping
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.interfaces import EvaluateRegistration, PlotRegistration
+
+
+def init_evaluation_wf(
+    *,
+    has_atlas: bool = False,
+    bias_correction: bool = True,
+    facts: Mapping[str, object] | None = None,
+    label_names: Mapping[int, str] | None = None,
+    name: str = "evaluation_wf",
+) -> pe.Workflow:
+    """
+    Build the workflow that scores and draws a registration.
+
+    Parameters
+    ----------
+    has_atlas : bool, default False
+        Whether the template's labels were brought to the T1w image.
+    bias_correction : bool, default True
+        Whether the duration of a bias correction comes in.
+    facts : mapping or None, default None
+        What the scores' record should say besides: subject, template, model.
+    label_names : mapping or None, default None
+        Names of the template's labels, by number.
+    name : str, default "evaluation_wf"
+        Name of the workflow.
+
+    Inputs
+    ------
+    template
+        Skull-stripped template image.
+    template_mask
+        Its brain mask.
+    t1w_preproc
+        Brain image on its native grid.
+    t1w_mask
+        Its brain mask.
+    t1w_affine
+        Brain image in the template's world by the affine alone.
+    t1w_std
+        Brain image registered to the template.
+    forward_xfm
+        ITK composite, template world to T1w world.
+    warp
+        The same as ITK displacement field.
+    log_jacobian
+        Log-Jacobian of the same.
+    metrics
+        The registration's own scores and timings (JSON).
+    atlas_dseg
+        The template's labels on the native grid (only with `has_atlas`).
+    seconds_brain, seconds_bias, seconds_affine
+        Durations of the preprocessing, s (`seconds_bias` only with `bias_correction`).
+
+    Outputs
+    -------
+    qc_json
+        All scores, timings, versions and the device.
+    qc_tsv
+        The same as a table of one row.
+    figure_mask
+        Brain mask on the T1w image.
+    figure_registration
+        T1w image before and after registration.
+    figure_warp
+        Warped grid.
+    figure_jacobian
+        Log-Jacobian map.
+    figure_labels
+        The template's labels on the T1w image (only with `has_atlas`).
+    """
+    workflow = pe.Workflow(name=name)
+    workflow.__desc__ = (
+        "Registrations were scored by the correlation of the images before and after, by the share of voxels "
+        "with a non-positive Jacobian determinant, by the non-diffeomorphic volume [@ndv] and by the spread "
+        "of the log-Jacobian inside the brain.\n"
+    )
+    inputs = ["template", "template_mask", "t1w_preproc", "t1w_mask", "t1w_affine", "t1w_std", "forward_xfm"]
+    inputs += ["warp", "log_jacobian", "metrics", "seconds_brain", "seconds_affine"]
+    inputs += ["atlas_dseg"] * has_atlas + ["seconds_bias"] * bias_correction
+    outputs = ["qc_json", "qc_tsv", "figure_mask", "figure_registration", "figure_warp", "figure_jacobian"]
+    outputs += ["figure_labels"] * has_atlas
+    inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
+
+    evaluation = pe.Node(EvaluateRegistration(facts=dict(facts or {})), name="evaluation", mem_gb=1)
+    plots = pe.Node(PlotRegistration(), name="plots", mem_gb=2)
+    workflow.connect([
+        (inputnode, evaluation, [
+            ("template", "fixed"),
+            ("template_mask", "fixed_mask"),
+            ("t1w_preproc", "moving"),
+            ("forward_xfm", "transform"),
+            ("metrics", "metrics"),
+            ("seconds_brain", "seconds_brain"),
+            ("seconds_affine", "seconds_affine"),
+        ]),
+        (inputnode, plots, [
+            ("template", "fixed"),
+            ("template_mask", "fixed_mask"),
+            ("t1w_affine", "before"),
+            ("t1w_std", "after"),
+            ("warp", "warp"),
+            ("log_jacobian", "log_jacobian"),
+            ("t1w_preproc", "moving"),
+            ("t1w_mask", "moving_mask"),
+        ]),
+        (evaluation, outputnode, [("out_json", "qc_json"), ("out_tsv", "qc_tsv")]),
+        (plots, outputnode, [
+            ("out_mask", "figure_mask"),
+            ("out_registration", "figure_registration"),
+            ("out_warp", "figure_warp"),
+            ("out_jacobian", "figure_jacobian"),
+        ]),
+    ])  # fmt: skip
+    if bias_correction:
+        workflow.connect(inputnode, "seconds_bias", evaluation, "seconds_bias")
+    if has_atlas:
+        plots.inputs.label_names = dict(label_names or {})
+        workflow.connect([
+            (inputnode, plots, [("atlas_dseg", "moving_labels")]),
+            (plots, outputnode, [("out_labels", "figure_labels")]),
+        ])  # fmt: skip
+    return workflow

@@ -1,0 +1,180 @@
+"""Workflow of the registration: the network's transforms, and what they carry between T1w and template."""
+
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.interfaces import ApplyMMLNTransform, MMLNRegistration
+
+
+def init_registration_wf(
+    *,
+    model: str = "mmln",
+    model_sha256: str = "",
+    refine: str | int = "auto",
+    device: str = "cpu",
+    has_dseg: bool = False,
+    has_atlas: bool = False,
+    compare_labels: bool = False,
+    omp_nthreads: int = 1,
+    mem_gb: float = 8.0,
+    random_seed: int = 0,
+    name: str = "registration_wf",
+) -> pe.Workflow:
+    """
+    Build the workflow that registers a prepared T1w brain to the template.
+
+    Parameters
+    ----------
+    model : str, default "mmln"
+        Name or path of the network's weights.
+    model_sha256 : str, default ""
+        Checksum of the weights.
+    refine : "auto" or int, default "auto"
+        Iterations of instance optimisation.
+    device : str, default "cpu"
+        `cpu`, `cuda` or `cuda:N`.
+    has_dseg : bool, default False
+        Whether labels of the T1w image come in.
+    has_atlas : bool, default False
+        Whether labels of the template come in.
+    compare_labels : bool, default False
+        Score the overlap of the two label images: they share one numbering.
+    omp_nthreads : int, default 1
+        Threads of the registration.
+    mem_gb : float, default 8.0
+        Memory to reserve for the network, GB.
+    random_seed : int, default 0
+        Seed of NumPy and torch.
+    name : str, default "registration_wf"
+        Name of the workflow.
+
+    Inputs
+    ------
+    t1w_preproc
+        Brain image on its native grid.
+    t1w_mask
+        Its brain mask.
+    affine_xfm
+        ITK affine, template world to T1w world.
+    template
+        Skull-stripped template image.
+    template_mask
+        Brain mask of the template.
+    t1w_dseg
+        Labels on the native grid (only with `has_dseg`).
+    template_dseg
+        Labels on the template's grid (only with `has_atlas`).
+
+    Outputs
+    -------
+    t1w_std
+        `t1w_preproc` on the template's grid.
+    mask_std
+        `t1w_mask` on the template's grid.
+    dseg_std
+        `t1w_dseg` on the template's grid (only with `has_dseg`).
+    atlas_dseg
+        `template_dseg` on the native grid (only with `has_atlas`).
+    forward_xfm
+        ITK composite that resamples T1w images onto the template's grid.
+    inverse_xfm
+        ITK composite that resamples template images onto the T1w grid.
+    warp
+        The forward transform as ITK displacement field, mm.
+    jacobian
+        Jacobian determinant of the forward transform.
+    log_jacobian
+        Natural logarithm of `jacobian`.
+    metrics
+        Scores and timings of the registration as JSON.
+    """
+    workflow = pe.Workflow(name=name)
+    workflow.__desc__ = _describe(model, model_sha256, refine)
+    inputs = ["t1w_preproc", "t1w_mask", "affine_xfm", "template", "template_mask"]
+    outputs = [
+        "t1w_std",
+        "mask_std",
+        "forward_xfm",
+        "inverse_xfm",
+        "warp",
+        "jacobian",
+        "log_jacobian",
+        "metrics",
+    ]
+    inputnode = pe.Node(
+        IdentityInterface(fields=inputs + ["t1w_dseg"] * has_dseg + ["template_dseg"] * has_atlas),
+        name="inputnode",
+    )
+    outputnode = pe.Node(
+        IdentityInterface(fields=outputs + ["dseg_std"] * has_dseg + ["atlas_dseg"] * has_atlas),
+        name="outputnode",
+    )
+
+    registration = pe.Node(
+        MMLNRegistration(
+            model=model,
+            model_sha256=model_sha256,
+            refine=refine,
+            device=device,
+            use_gpu=device.startswith("cuda"),
+            num_threads=omp_nthreads,
+            random_seed=random_seed,
+        ),
+        name="registration",
+        n_procs=omp_nthreads,
+        mem_gb=mem_gb,
+    )
+    apply_mask = pe.Node(ApplyMMLNTransform(interpolation="nearest"), name="apply_mask", mem_gb=1)
+
+    workflow.connect([
+        (inputnode, registration, [
+            ("template", "fixed"),
+            ("template_mask", "fixed_mask"),
+            ("t1w_preproc", "moving"),
+            ("t1w_mask", "moving_mask"),
+            ("affine_xfm", "init"),
+        ]),
+        (inputnode, apply_mask, [("t1w_mask", "in_file"), ("template", "reference")]),
+        (registration, apply_mask, [("forward_xfm", "transform")]),
+        (apply_mask, outputnode, [("out_file", "mask_std")]),
+        (registration, outputnode, [
+            ("moved", "t1w_std"),
+            ("forward_xfm", "forward_xfm"),
+            ("inverse_xfm", "inverse_xfm"),
+            ("warp", "warp"),
+            ("jacobian", "jacobian"),
+            ("log_jacobian", "log_jacobian"),
+            ("metrics", "metrics"),
+        ]),
+    ])  # fmt: skip
+    if has_dseg:
+        workflow.connect([
+            (inputnode, registration, [("t1w_dseg", "moving_dseg")]),
+            (registration, outputnode, [("moved_dseg", "dseg_std")]),
+        ])  # fmt: skip
+    if compare_labels:
+        workflow.connect(inputnode, "template_dseg", registration, "fixed_dseg")
+    if has_atlas:
+        apply_atlas = pe.Node(ApplyMMLNTransform(interpolation="nearest"), name="apply_atlas", mem_gb=1)
+        workflow.connect([
+            (inputnode, apply_atlas, [("template_dseg", "in_file"), ("t1w_preproc", "reference")]),
+            (registration, apply_atlas, [("inverse_xfm", "transform")]),
+            (apply_atlas, outputnode, [("out_file", "atlas_dseg")]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _describe(model: str, model_sha256: str, refine: str | int) -> str:
+    """Write the methods text of the registration."""
+    weights = f"weights `{Path(model).stem}`"
+    if model_sha256:
+        weights += f", SHA-256 {model_sha256[:12]}"
+    tuning = "" if refine == 0 else ", followed by instance optimisation of the field for this image"
+    return (
+        "The brain was registered to the template with the multi-strategy mutual learning network "
+        f"[@mmln] ({weights}){tuning}. The network's velocity fields are integrated by scaling and squaring, "
+        "so the warp has an inverse. Images were resampled once, through the composite of affine and warp; "
+        "masks and labels by nearest neighbour.\n"
+    )
