@@ -31,6 +31,7 @@ def list_packages():
 
 
 TEST = [
+    "antspyx>=0.5",
     "bids-validator-deno>=2",
     "build>=1.2",
     "hypothesis>=6",
@@ -62,14 +63,15 @@ setup(
             "weights/*.safetensors",
             "weights/*.json",
             "data/*.tsv",
+            "reporting/report.yml",
             "reporting/templates/*",
         ],
         "mmln_pipeline.bids_app": ["*.yml", "*.toml", "data/*"],
     },
     python_requires=">=3.10",
     install_requires=[
-        "antspyx>=0.5",
         "h5py>=3.8",
+        "jinja2>=3",
         "lightning>=2.2",
         "matplotlib>=3.7",
         "nibabel>=5.2",
@@ -79,7 +81,9 @@ setup(
         "nitransforms>=24",
         "numpy>=1.24",
         "pandas>=2",
+        "pillow>=10",
         "pybids>=0.17",
+        "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.4",
         "scipy>=1.11",

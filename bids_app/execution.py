@@ -1,5 +1,6 @@
 """Running the workflow: Nipype's settings, the worker processes, progress, and who failed of what."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -71,6 +72,7 @@ def run_workflow(
     known = set(crashes.glob("crash-*.txt"))
     names = {scan.workflow_name: scan.stem for scan in scans}
     error = None
+    gc.freeze()  # Nipype collects garbage before it submits a node: loaded modules need no look each time
     with progress_bar("mmln-bids", _count_steps(workflow)) as advance:
         arguments = {"status_callback": partial(_tell, advance, names, set())}
         runner = _make_runner(config, arguments) if plugin is None else None
@@ -82,6 +84,7 @@ def run_workflow(
         except Exception as caught:  # Nipype raises any node's error again once the others are done
             error = caught
         finally:
+            gc.unfreeze()
             if isinstance(runner, WorkerPool):
                 runner.pool.shutdown(cancel_futures=True)
     failures = _read_failures(sorted(set(crashes.glob("crash-*.txt")) - known), list(names))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SQUARING_STEPS = 7
+TAPER_MARGIN = 4.0
 
 
 Window = tuple[slice, ...]
@@ -190,6 +191,33 @@ def resize_field(field: Tensor, shape: Sequence[int]) -> Tensor:
         return field
     ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
     return resize_image(field, shape) * torch.tensor(ratio, device=field.device).view(1, 3, 1, 1, 1)
+
+
+def taper(velocity: Tensor, shape: Sequence[int], margin: float = TAPER_MARGIN) -> Tensor:
+    """Let a velocity field fade to zero towards the border of its field of view.
+
+    A map that stays in the field of view joins the identity outside it, which is what readers of a displacement field
+    assume there; without this the transform would tear, and fold, along the border.
+
+    Parameters
+    ----------
+    velocity : Tensor, shape (B, 3, I, J, K)
+        Voxels per unit time.
+    shape : sequence of int
+        Size of the full-size grid over the same field of view.
+    margin : float, default=4
+        Depth over which the field fades, in voxels of the full-size grid.
+
+    Returns
+    -------
+    Tensor, shape (B, 3, I, J, K)
+    """
+    for axis, (n, full) in enumerate(zip(velocity.shape[2:], shape, strict=True)):
+        centre = torch.arange(n, device=velocity.device) + 0.5
+        depth = torch.minimum(centre, n - centre) * full / n
+        ramp = (depth / margin).clamp(max=1.0)
+        velocity = velocity * ramp.view([-1 if a == axis + 2 else 1 for a in range(5)])
+    return velocity
 
 
 def downsample(image: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
             velocities = refinement.refine(*images, velocities, options.refine, progress=report)
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
+        velocities = [fields.taper(velocity, shape) for velocity in velocities]
         forward, backward = (
             fields.integrate(velocities, shape, inverse=inverse).float().cpu() for inverse in (False, True)
         )

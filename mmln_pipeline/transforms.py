@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -122,10 +123,8 @@ class Transform:
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"points: expected shape (N, 3), found {points.shape}")
         for part in self.parts:
-            if isinstance(part, DisplacementField):
-                points = part.map_points(points)
-            else:
-                points = apply_affine(part, points)
+            move = part.map_points if isinstance(part, DisplacementField) else partial(apply_affine, part)
+            points = move(points)
         return points
 
     def to_sitk(self) -> sitk.CompositeTransform:
@@ -287,7 +286,7 @@ def save_displacement(field: DisplacementField, path: str | os.PathLike[str]) ->
     """
     if not os.fspath(path).endswith(FIELD_SUFFIXES):
         raise ValueError(f"{path}: a displacement field needs the suffix .nii or .nii.gz")
-    image = new_image(itk_points(field.offsets_mm).astype(np.float32)[..., None, :], field.grid)
+    image = new_image(itk_points(field.offsets_mm)[..., None, :], field.grid)
     image.header.set_intent("vector")
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
@@ -362,8 +361,9 @@ def itk_geometry(grid: Nifti1Image | Grid) -> tuple[list[float], list[float], li
 
 
 def itk_points(points: np.ndarray) -> np.ndarray:
-    """Turn points or vectors, shape (..., 3), from RAS+ mm to ITK's LPS+ mm or back."""
-    return np.asarray(points) * np.diag(LPS)[:3]
+    """Turn points or vectors, shape (..., 3), from RAS+ mm to ITK's LPS+ mm or back; float32 stays so."""
+    points = np.asarray(points)
+    return points * np.diag(LPS)[:3].astype(np.result_type(points, np.float32))
 
 
 def to_sitk_image(image: Nifti1Image) -> sitk.Image:
@@ -392,7 +392,9 @@ def _array_to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 def _field_to_sitk(field: DisplacementField) -> sitk.DisplacementFieldTransform:
     """Return a field as ITK's transform, which wants double precision."""
-    return sitk.DisplacementFieldTransform(_array_to_sitk(itk_points(field.offsets_mm), field.affine))
+    return sitk.DisplacementFieldTransform(
+        _array_to_sitk(itk_points(field.offsets_mm).astype(np.float64), field.affine)
+    )
 
 
 def _field_from_sitk(image: sitk.Image) -> DisplacementField:
@@ -463,7 +465,7 @@ def _write_field(group: h5py.Group, field: DisplacementField) -> None:
     grid = Grid(offsets.shape[:3], field.affine @ inv_ornt_aff(reorder, field.grid.shape))
     origin, spacing, direction = itk_geometry(grid)
     values = itk_points(offsets.transpose(2, 1, 0, 3))
-    values = (np.round(values * _FILE_STEPS_PER_MM) / _FILE_STEPS_PER_MM).astype(np.float32)
+    values = np.round(values * np.float32(_FILE_STEPS_PER_MM)) / np.float32(_FILE_STEPS_PER_MM)
     group["TransformType"] = _h5_text("DisplacementFieldTransform_double_3_3")
     group["TransformFixedParameters"] = np.array([*grid.shape, *origin, *spacing, *direction], dtype=np.float64)
     group.create_dataset("TransformParameters", data=values.ravel(), chunks=(min(_CHUNK, values.size),), **_GZIP)

@@ -7,9 +7,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import ants
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from nibabel import Nifti1Image
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from mmln_pipeline.files import atomic_path
 from mmln_pipeline.grids import GRID_AXES, GRID_SHAPE, Grid, check_affine, new_image
-from mmln_pipeline.transforms import Transform
+from mmln_pipeline.transforms import Transform, to_sitk_image
 
 __all__ = [
     "GRID_AXES",
@@ -35,6 +35,7 @@ __all__ = [
     "save_image",
 ]
 
+N4_ITERATIONS = (30, 20, 20)
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 # Columns: where a step along each grid axis leads in RAS+ mm (left, inferior, anterior).
 _LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -352,16 +353,16 @@ def correct_bias(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1I
     Tustison et al., N4ITK: improved N3 bias correction, IEEE TMI 2010.
     """
     is_brain = mask_array(image, mask)
-    # Only the voxel size matters to N4, so the image's place and direction are left out.
-    spacing = tuple(float(size) for size in Grid.of(image).spacing)
     data = np.clip(np.asanyarray(image.dataobj, dtype=np.float32), 0.0, None)
-    corrected = ants.n4_bias_field_correction(
-        ants.from_numpy(data, spacing=spacing),
-        mask=ants.from_numpy(is_brain.astype(np.float32), spacing=spacing),
-        shrink_factor=int(np.clip(min(image.shape) // 8, 1, 4)),
-        convergence={"iters": [30, 20, 20], "tol": 1e-6},
-    )
-    return new_image(corrected.numpy().astype(np.float32), image)
+    shrink = [int(np.clip(min(image.shape) // 8, 1, 4))] * 3
+    full = to_sitk_image(new_image(data, image))
+    brain = to_sitk_image(new_image(is_brain.astype(np.uint8), image))
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(N4_ITERATIONS)
+    n4.SetConvergenceThreshold(1e-6)
+    n4.Execute(sitk.Shrink(full, shrink), sitk.Shrink(brain, shrink))
+    drift = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(full)).T  # (K, J, I) -> (I, J, K)
+    return new_image(data / np.exp(drift), image)
 
 
 def _read(path: Path, name: str) -> tuple[Nifti1Image, np.ndarray]:

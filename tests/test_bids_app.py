@@ -569,6 +569,17 @@ def test_masks_and_labels_are_matched(place, tmp_path):
     assert [scan.dseg and scan.dseg.name for scan in scans] == [None, None, "sub-02_run-1_dseg.nii.gz"]
 
 
+@pytest.mark.realdata
+def test_real_sessions_and_labels(data_root):
+    labels = data_root / "oasis/derivatives/neuromorphometrics"
+    options = ["-d", f"labels={labels}", "--participant-label", "OAS10101", "OAS10395"]
+    scans = find_scans(parse_args([str(data_root / "oasis"), "/nowhere/out", "participant", *options]))[0]
+    assert [scan.stem for scan in scans] == [
+        f"sub-{subject}_ses-{session}" for subject in ("OAS10101", "OAS10395") for session in ("01", "02")
+    ]
+    assert all(scan.dseg.name == f"{scan.stem}_seg-neuromorphometrics_dseg.nii.gz" for scan in scans)
+
+
 def test_ambiguous_labels(place, command, tmp_path, capsys):
     labels = tmp_path / "more"
     describe(labels, "derivative")

@@ -19,6 +19,7 @@ from mmln_pipeline.fields import (
     ndv,
     resize_field,
     resize_image,
+    taper,
     voxel_grid,
     warp,
 )
@@ -104,6 +105,15 @@ def test_resize_field_rescales_each_axis_by_its_own_factor():
     resized = resize_field(field, (14, 8, 27))
     for axis, factor in enumerate((2.0, 1.0, 3.0)):
         torch.testing.assert_close(resized[:, axis], torch.full_like(resized[:, axis], factor))
+
+
+@pytest.mark.parametrize("size", [(24, 28, 32), (12, 14, 16)])
+def test_taper_joins_the_identity_at_the_border_and_keeps_the_middle(size):
+    faded = taper(torch.ones(1, 3, *size), (24, 28, 32))
+    factor = 24 / size[0]
+    assert faded[0, :, 0, 0, 0].max() < 0.02 and faded[0, 0, -1].max() == pytest.approx(factor / 8)
+    middle = int(4 / factor)
+    assert (faded[..., middle:-middle, middle:-middle, middle:-middle] == 1).all()
 
 
 def test_downsample_and_upsample_share_voxel_centres():

@@ -7,8 +7,8 @@ REFERENCES = {
     "registration. *Neurocomputing* 501.",
     "n4": "Tustison et al. (2010). N4ITK: improved N3 bias correction. *IEEE Trans. Med. Imaging* 29(6). "
     "doi:10.1109/TMI.2010.2046908",
-    "ants": "Avants et al. (2011). A reproducible evaluation of ANTs similarity metric performance in brain "
-    "image registration. *NeuroImage* 54(3). doi:10.1016/j.neuroimage.2010.09.025",
+    "simpleitk": "Lowekamp et al. (2013). The design of SimpleITK. *Front. Neuroinform.* 7. "
+    "doi:10.3389/fninf.2013.00045",
     "ndv": "Liu et al. (2024). On finite difference Jacobian computation in deformable image registration. "
     "*Int. J. Comput. Vis.*",
     "nipype": "Gorgolewski et al. (2011). Nipype: a flexible, lightweight and extensible neuroimaging data "

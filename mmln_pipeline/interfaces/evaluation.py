@@ -17,7 +17,7 @@ from nipype.interfaces.base import (
 from mmln_pipeline.interfaces.derivatives import put_text, to_json
 from mmln_pipeline.interfaces.preprocessing import optional
 
-PACKAGES = ("mmln-pipeline", "torch", "antspyx", "SimpleITK", "nipype", "nibabel", "numpy", "scipy")
+PACKAGES = ("mmln-pipeline", "torch", "SimpleITK", "nipype", "nibabel", "numpy", "scipy")
 
 
 class _EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
