@@ -123,4 +123,7 @@ def _describe(bias_correction: bool, affine: str, has_mask: bool) -> str:
     if affine == "identity":
         return text + " The image was taken to be aligned with the template.\n"
     freedom = {"affine": "twelve", "rigid": "six"}[affine]
-    return text + f" It was aligned to the template with {freedom} degrees of freedom by mutual information, using SimpleITK [@simpleitk].\n"
+    return (
+        text + f" It was aligned to the template with {freedom} degrees of freedom by mutual information,"
+        " using SimpleITK [@simpleitk].\n"
+    )
