@@ -36,7 +36,7 @@ SECTIONS = {
 """Settings that a TOML file holds, by section; flags of one run only (such as `--dry-run`) are left out."""
 
 CHOICES = {
-    "analysis_level": ("participant",),
+    "analysis_level": ("participant", "group"),
     "skull_strip": ("auto", "skip"),
     "init": ("affine", "rigid", "identity"),
 }
@@ -51,8 +51,8 @@ class Config:
     ----------
     bids_dir, output_dir : Path
         Raw dataset and derivative dataset.
-    analysis_level : str
-        `participant` (`group` is not in this version).
+    analysis_level : {"participant", "group"}
+        Register scans, or sum up the results of all scans.
     participant_label, session_label : tuple of str
         Labels without `sub-` and `ses-`; empty: all.
     bids_filter_file : Path or None

@@ -46,13 +46,24 @@ def write_dataset_files(config: Config, method: Method, boilerplate: str) -> Non
     """
     root = config.output_dir
     put_text(to_json(_describe(config, method)), root / outputs.DESCRIPTION)
-    ignore = root / outputs.BIDSIGNORE
-    kept = ignore.read_text(encoding="utf-8").splitlines() if ignore.exists() else []
-    put_text("\n".join(dict.fromkeys([*kept, *outputs.BIDSIGNORE_LINES])) + "\n", ignore)
+    write_bidsignore(root)
     put_text(boilerplate, root / outputs.CITATION)
     put_text(config.to_toml(), root / outputs.CONFIG)
     if method.atlas and method.atlas_table:
         put_text(method.atlas_table, root / outputs.atlas_table_name(method.atlas))
+
+
+def write_bidsignore(root: Path) -> None:
+    """Add what the BIDS schema does not know to the dataset's ignore list; what it holds stays.
+
+    Parameters
+    ----------
+    root : Path
+        Root of the derivative dataset.
+    """
+    path = root / outputs.BIDSIGNORE
+    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    put_text("\n".join(dict.fromkeys([*kept, *outputs.BIDSIGNORE_LINES])) + "\n", path)
 
 
 def write_report(config: Config, subject: str, errors: Sequence[Path | str] = ()) -> Path:

@@ -12,6 +12,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.config import Config, read_toml
 
 LATER = "is not available in this version"
+LEVELS = "participant: register images; group: sum up finished results (scores, outliers, mean images)"
 PATHS = (
     "bids_dir",
     "output_dir",
@@ -109,12 +110,13 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Register the T1-weighted images of a BIDS dataset to a template with the MMLN network.",
         epilog="example:\n"
-        "  mmln-bids /data/raw /data/derivatives/mmln participant --participant-label 01 -w /scratch/work\n\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln participant --participant-label 01 -w /scratch/work\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln group\n\n"
         "exit codes: 0 all subjects done, 1 some failed, 2 wrong usage or input",
     )
     parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the raw BIDS dataset")
     parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="root of the derivative dataset")
-    parser.add_argument("analysis_level", choices=("participant", "group"), help=f"participant (group {LATER})")
+    parser.add_argument("analysis_level", choices=("participant", "group"), help=LEVELS)
     _add_what(parser.add_argument_group("what to register"))
     _add_how(parser.add_argument_group("how to register"))
     _add_machine(parser.add_argument_group("machine"))
@@ -266,8 +268,6 @@ def _check_available(typed: dict[str, object]) -> None:
     """Refuse what the interface names and this version does not do."""
     if "lesion_mask" in typed:
         raise UsageError(f"--lesion-mask {LATER}")
-    if typed["analysis_level"] == "group":
-        raise UsageError(f"analysis level group {LATER}")
     if typed.get("skull_strip") in ("synthstrip", "atlas"):
         raise UsageError(f"--skull-strip {typed['skull_strip']} {LATER}: give stripped images or brain masks (-d)")
 

@@ -28,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # ITK (ANTs, SimpleITK) reads this once, when it is loaded; worker processes inherit it.
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(config.omp_nthreads)
         # Nipype, PyBIDS and torch are loaded only now, so that --help and wrong options answer at once.
+        if config.analysis_level == "group":
+            from mmln_pipeline.bids_app.group import run_group
+
+            return run_group(config)
         from mmln_pipeline.bids_app.participant import run_participants
 
         return run_participants(config)

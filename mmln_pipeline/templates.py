@@ -95,6 +95,28 @@ def load_template(
     return template if dseg is None else _with_labels(template, Path(dseg))
 
 
+def template_name(name_or_path: str | os.PathLike[str]) -> str:
+    """Return how a template's space is called, without loading it.
+
+    Parameters
+    ----------
+    name_or_path : str or path-like
+        As in `load_template`; the file need not exist.
+
+    Returns
+    -------
+    str
+        BIDS label of the space.
+
+    Examples
+    --------
+    >>> template_name("MNI152NLin2009aSym"), template_name("folder/tpl-study_T1w.nii.gz")
+    ('MNI152NLin2009aSym', 'study')
+    """
+    text = os.fspath(name_or_path)
+    return _space_name(Path(text)) if text.endswith(_NIFTI) else text
+
+
 def templateflow_home() -> Path:
     """Return the folder of TemplateFlow's cache: ``TEMPLATEFLOW_HOME`` or ``~/.cache/templateflow``."""
     return Path(os.environ.get("TEMPLATEFLOW_HOME") or Path.home() / ".cache" / "templateflow")

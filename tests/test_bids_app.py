@@ -383,11 +383,6 @@ def test_wrong_config_file(place, tmp_path, capsys, content, words):
     assert words in one_error(capsys)
 
 
-def test_group_level_is_refused(place, tmp_path, capsys):
-    assert main([str(place / "raw"), str(tmp_path / "out"), "group"]) == 2
-    assert "group is not available in this version" in one_error(capsys)
-
-
 @pytest.mark.parametrize("inside", ["", "sub-01", "out", "derivatives"])
 def test_output_in_the_raw_dataset(place, command, capsys, inside):
     before = list_files(place / "raw")

@@ -1,7 +1,7 @@
 """Every output name: one scan's derivatives and figures, their sidecars, and the dataset's files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +11,15 @@ CITATION = "logs/CITATION.md"
 CONFIG = "logs/mmln-bids.toml"
 CRASHES = "logs/crash"
 RESOURCES = "logs/resource_monitor.json"
+GROUP_TABLE = "group_registration.tsv"
+GROUP_REPORT = "group_registration.html"
 
-# Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms and scores. The validator
-# asks about the folder of figures without a final slash.
-BIDSIGNORE_LINES = (*("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),)
+# Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms, scores, and the group's
+# table and images. The validator asks about the folder of figures without a final slash.
+BIDSIGNORE_LINES = (
+    *("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),
+    *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,69 @@ def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[st
     if atlas:
         paths["figure_labels"] = f"{head}_space-T1w_seg-{atlas}_dseg.svg"
     return paths
+
+
+def group_paths(template: str) -> dict[str, str]:
+    """Name the images of a group.
+
+    Parameters
+    ----------
+    template : str
+        Name of the template.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by what the image is.
+    """
+    return {
+        "mean_t1w": f"space-{template}_desc-mean_T1w.nii.gz",
+        "mean_log_jacobian": f"space-{template}_desc-meanjacobian_T1w.nii.gz",
+        "sd_log_jacobian": f"space-{template}_desc-sdjacobian_T1w.nii.gz",
+    }
+
+
+def group_sidecar(
+    key: str, *, template: str, spatial_reference: str, sources: Sequence[str], version: str
+) -> dict[str, object]:
+    """Compose the JSON sidecar of one image of a group.
+
+    Parameters
+    ----------
+    key : str
+        As in `group_paths`.
+    template : str
+        Name of the template.
+    spatial_reference : str
+        Name of a standard template, or the URI of its image.
+    sources : sequence of str
+        The images behind it, relative to the output directory.
+    version : str
+        Version of this software.
+
+    Returns
+    -------
+    dict
+        Content of the sidecar.
+    """
+    descriptions = {
+        "mean_t1w": "Mean of the brains registered to the template, each divided by the 99.5 percentile of its "
+        "own intensities (and cut off at 1)",
+        "mean_log_jacobian": "Mean of the natural logarithms of the Jacobian determinants of the whole transforms, "
+        "affine and warp: above 0 the brains are larger than the template",
+        "sd_log_jacobian": "Standard deviation over images (divisor: number of images - 1) of the natural "
+        "logarithms of the Jacobian determinants of the whole transforms, affine and warp",
+    }
+    return {
+        "Description": descriptions[key],
+        "SpatialReference": spatial_reference,
+        "SkullStripped": True,
+        "NumberOfImages": len(sources),
+        "Sources": [f"bids::{path}" for path in sources],
+        "Method": "MMLN registration",
+        "Template": template,
+        "SoftwareVersion": version,
+    }
 
 
 def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> dict[str, dict]:

@@ -148,11 +148,26 @@ class Canvas:
         buffer = io.StringIO()
         with mpl.style.context(["default", STYLE]):
             self.figure.savefig(buffer, format="svg", facecolor="black", metadata={"Date": None})
-        write_text(out_svg, _tidy(buffer.getvalue(), self.title, style))
+        write_text(out_svg, tidy_svg(buffer.getvalue(), self.title, style))
 
 
-def _tidy(svg: str, title: str, style: str) -> str:
-    """Make matplotlib's SVG scalable, accessible and small; layer groups get their class."""
+def tidy_svg(svg: str, title: str, style: str = "") -> str:
+    """Make matplotlib's SVG scalable, accessible and small; layer groups get their class.
+
+    Parameters
+    ----------
+    svg : str
+        As matplotlib writes it.
+    title : str
+        Short description for screen readers.
+    style : str, optional
+        CSS rules for the file.
+
+    Returns
+    -------
+    str
+        The file's new content.
+    """
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     head, body = svg.split(">", 1)

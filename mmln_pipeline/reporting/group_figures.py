@@ -1,0 +1,213 @@
+"""Figures of a group: the spread of each score, Dice of each structure, mean and spread of the images (SVG)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from os import PathLike
+
+import matplotlib as mpl
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from nibabel.spatialimages import SpatialImage
+
+from mmln_pipeline.files import write_text
+from mmln_pipeline.reporting.canvas import STYLE, Canvas, tidy_svg
+from mmln_pipeline.reporting.mosaic import lay_out
+
+REGISTERED, BEFORE, UNUSUAL, INK = "#0b5cad", "#8c959f", "#b3261e", "#1b1f24"
+MAX_NAMES = 3  # more would lie on top of each other; the page lists them all
+
+
+def plot_score(
+    values: Mapping[str, float],
+    title: str,
+    out_svg: str | PathLike,
+    *,
+    before: Mapping[str, float] | None = None,
+    unusual: Sequence[str] = (),
+) -> None:
+    """Draw the distribution of a score: a box and a point a scan, outliers in red and named.
+
+    Parameters
+    ----------
+    values : mapping of str to float
+        The score of each scan.
+    title : str
+        Short description for screen readers.
+    out_svg : path
+        The file to write.
+    before : mapping of str to float, optional
+        The same score before registration; drawn below.
+    unusual : sequence of str
+        The scans that stand out.
+    """
+    rows = [("registered", values, REGISTERED)]
+    if before:
+        rows.append(("affine only", before, BEFORE))
+    figure = Figure(figsize=(5.0, 0.75 + 0.6 * len(rows)), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    for number, (_, scores, colour) in enumerate(rows):
+        _draw_box(axes, list(scores.values()), number, colour)
+        marked = [name in unusual and colour == REGISTERED for name in scores]
+        heights = number + _jitter(len(scores))
+        colours = [UNUSUAL if mark else colour for mark in marked]
+        sizes = [26 if mark else 12 for mark in marked]
+        axes.scatter(list(scores.values()), heights, s=sizes, c=colours, alpha=0.75, linewidths=0, zorder=3)
+    _name_outliers(axes, values, [name for name in values if name in unusual])
+    axes.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], ylim=(len(rows) - 0.5, -0.75))
+    _finish(axes)
+    _save(figure, title, out_svg)
+
+
+def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | PathLike) -> None:
+    """Draw one box of Dice scores a structure, the best at the top.
+
+    Parameters
+    ----------
+    structures : mapping of str to sequence of float
+        Dice in each scan, by the structure's name.
+    out_svg : path
+        The file to write.
+    """
+    order = sorted(structures, key=lambda name: (-float(np.median(structures[name])), name))
+    figure = Figure(figsize=(8.0, 0.8 + 0.24 * len(order)), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    for number, name in enumerate(order):
+        _draw_box(axes, list(structures[name]), number, REGISTERED, with_points=True)
+    axes.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xlabel="Dice")
+    axes.set_yticklabels([name if len(name) <= 40 else f"{name[:39]}…" for name in order], parse_math=False)
+    _finish(axes)
+    _save(figure, f"Dice of {len(order)} structures", out_svg)
+
+
+def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask: SpatialImage | None = None) -> None:
+    """Draw slices of a mean image.
+
+    Parameters
+    ----------
+    image : SpatialImage
+        The mean.
+    count : int
+        Number of images that it is the mean of.
+    out_svg : path
+        The file to write.
+    mask : SpatialImage, optional
+        The brain; the slices run through it.
+    """
+    mosaic = lay_out(image, mask)
+    picture = mosaic.sample(image)
+    top = float(picture.max()) or 1.0
+    canvas = Canvas(mosaic, "Mean image in template space")
+    canvas.add_picture(picture / top, caption=_count(count))
+    canvas.add_frame()
+    canvas.save(out_svg)
+
+
+def plot_map(
+    background: SpatialImage,
+    values: SpatialImage,
+    count: int,
+    out_svg: str | PathLike,
+    *,
+    title: str,
+    label: str,
+    mask: SpatialImage | None = None,
+    is_signed: bool = False,
+) -> None:
+    """Draw a map of numbers in the brain over the mean image, with a colour bar.
+
+    Parameters
+    ----------
+    background : SpatialImage
+        The mean image (or the map itself); the slices follow its grid.
+    values : SpatialImage
+        The map.
+    count : int
+        Number of images behind it.
+    out_svg : path
+        The file to write.
+    title, label : str
+        Title of the figure, and of its colour bar.
+    mask : SpatialImage, optional
+        The brain, outside of which nothing is drawn.
+    is_signed : bool, default=False
+        Colours run from blue over white at 0 to red; else from dark at 0 to bright. They end at the 99.5th
+        percentile of the brain.
+    """
+    mosaic = lay_out(background, mask)
+    brain = mosaic.filled if mask is None else mosaic.sample(mask, order=0) > 0
+    numbers = mosaic.sample(values, order=0)
+    limit = float(np.percentile(np.abs(numbers[brain]), 99.5)) if brain.any() else 0.0
+    limit = max(0.05, np.ceil(20 * limit) / 20)
+    colour_map = mpl.colormaps["RdBu_r" if is_signed else "inferno"]
+    mappable = ScalarMappable(Normalize(-limit if is_signed else 0.0, limit), colour_map)
+    colours = mappable.to_rgba(np.clip(numbers, -limit, limit))[..., :3]
+    canvas = Canvas(mosaic, title, with_bar=True)
+    canvas.add_picture(np.where(brain[..., None], colours, 0.0), caption=_count(count))
+    canvas.add_frame()
+    canvas.add_colour_bar(mappable, label)
+    canvas.save(out_svg)
+
+
+def _count(count: int) -> str:
+    """Say how many images there are."""
+    return f"{count} image{'s' if count != 1 else ''}"
+
+
+def _draw_box(axes: Axes, values: list[float], position: float, colour: str, with_points: bool = False) -> None:
+    """Draw median, quartiles, whiskers (to the last value within 1.5 interquartile ranges), and what is beyond."""
+    numbers = np.asarray(values)
+    first, median, third = np.percentile(numbers, (25, 50, 75))
+    reach = 1.5 * (third - first)
+    is_near = (numbers >= first - reach) & (numbers <= third + reach)
+    low, high = numbers[is_near].min(), numbers[is_near].max()
+    axes.hlines([position, position], [low, third], [first, high], colors=colour, linewidth=1)
+    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=colour))
+    axes.vlines(median, position - 0.3, position + 0.3, colors=INK, linewidth=1.6)
+    if with_points:
+        beyond = numbers[~is_near]
+        axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=colour, linewidths=0)
+
+
+def _jitter(count: int) -> np.ndarray:
+    """Return offsets that keep points apart, the same in every run (golden ratio)."""
+    return 0.36 * (np.arange(1, count + 1) * 0.618034 % 1 - 0.5)
+
+
+def _name_outliers(axes: Axes, values: Mapping[str, float], names: list[str]) -> None:
+    """Write the names of the outliers that lie farthest out above their points."""
+    median = float(np.median(list(values.values())))
+    farthest = sorted(names, key=lambda name: -abs(values[name] - median))[:MAX_NAMES]
+    low, high = min(values.values()), max(values.values())
+    for number, name in enumerate(sorted(farthest, key=lambda name: values[name])):
+        is_right = values[name] > (low + high) / 2
+        axes.annotate(
+            name, (values[name], 0), xytext=(0, 15 + 9 * number), textcoords="offset points", size=8,
+            color=UNUSUAL, ha="right" if is_right else "left", parse_math=False, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _finish(axes: Axes) -> None:
+    """Give axes the plain look of the page."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelsize=9, colors=INK)
+    axes.tick_params(axis="x", labelsize=9, colors=INK)
+    axes.grid(axis="x", color="#d0d7de", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=6)
+    axes.ticklabel_format(axis="x", useOffset=False)
+
+
+def _save(figure: Figure, title: str, out_svg: str | PathLike) -> None:
+    """Write a figure as SVG whose bytes depend on the input alone."""
+    buffer = io.StringIO()
+    with mpl.style.context(["default", STYLE]):
+        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    write_text(out_svg, tidy_svg(buffer.getvalue(), title))
