@@ -107,6 +107,7 @@ def prepare_method(config: Config) -> Method:
         parameters={
             "init": config.init,
             "refine": config.refine,
+            "topology": config.topology,
             "bias_correction": config.bias_correction,
             "random_seed": config.random_seed,
         },

@@ -27,6 +27,7 @@ SECTIONS = {
         "init",
         "model",
         "refine",
+        "topology",
         "random_seed",
         "sloppy",
     ),
@@ -39,6 +40,7 @@ CHOICES = {
     "analysis_level": ("participant", "group"),
     "skull_strip": ("auto", "skip"),
     "init": ("affine", "rigid", "identity"),
+    "topology": ("strict", "off"),
 }
 LOWEST = {"nprocs": 1, "omp_nthreads": 1, "random_seed": 0}
 
@@ -77,6 +79,8 @@ class Config:
         Name or path of the network's weights.
     refine : "auto" or int
         Iterations of instance optimisation.
+    topology : {"strict", "off"}
+        Repair each warp until nothing folds, or leave it as it comes.
     random_seed : int
         Seed of NumPy, torch and ANTs.
     sloppy : bool
@@ -117,6 +121,7 @@ class Config:
     init: str = "affine"
     model: str = "mmln"
     refine: str | int = "auto"
+    topology: str = "strict"
     random_seed: int = 0
     sloppy: bool = False
     nprocs: int = 1

@@ -182,6 +182,12 @@ def _add_how(group):
         metavar="auto|N",
         help="iterations of instance optimisation (default: auto)",
     )
+    group.add_argument(
+        "--topology",
+        choices=("strict", "off"),
+        help="strict: repair each warp until nothing folds (NDV 0), or fail that subject; off: leave it as it comes"
+        " (default: strict)",
+    )
     group.add_argument("--lesion-mask", nargs="?", metavar="NAME", help=f"cost-function masking: {LATER}")
     group.add_argument("--random-seed", type=parse_seed, metavar="N", help="seed of NumPy, torch and ANTs (default: 0)")
     group.add_argument(

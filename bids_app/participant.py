@@ -99,6 +99,7 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         init=config.init,
         model=config.model,
         refine=config.refine,
+        topology=config.topology,
         device=method.device,
         omp_nthreads=config.omp_nthreads,
         mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),

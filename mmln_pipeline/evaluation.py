@@ -22,7 +22,9 @@ from mmln_pipeline.labels import LabelTable
 from mmln_pipeline.transforms import Transform, displacement_to_voxels
 
 
-def score_field(displacement: torch.Tensor, brain: NDArray[np.bool_]) -> dict[str, float | None]:
+def score_field(
+    displacement: torch.Tensor, brain: NDArray[np.bool_], inverted: torch.Tensor | None = None
+) -> dict[str, float | None]:
     """Score how regular a displacement field is.
 
     Parameters
@@ -31,6 +33,8 @@ def score_field(displacement: torch.Tensor, brain: NDArray[np.bool_]) -> dict[st
         In voxels, components in the order of the array axes.
     brain : array of bool, shape (I, J, K)
         The fixed brain.
+    inverted : Tensor, shape (1, I-1, J-1, K-1), optional
+        The field's `fields.ndv`, where it is known already.
 
     Returns
     -------
@@ -39,7 +43,7 @@ def score_field(displacement: torch.Tensor, brain: NDArray[np.bool_]) -> dict[st
         layer), ``folding_percent_brain``, ``ndv_percent`` (whole grid), ``ndv_percent_brain``, ``sdlogj``.
     """
     jacobian = fields.jacobian_determinant(displacement)[0].cpu().numpy()
-    ndv = fields.ndv(displacement)[0].cpu().numpy()
+    ndv = (fields.ndv(displacement) if inverted is None else inverted)[0].cpu().numpy()
     cells = brain[:-1, :-1, :-1]  # a cell stands between 8 voxels and is counted with its first corner
     return {
         "folding_percent": metrics.folding_percent(jacobian),

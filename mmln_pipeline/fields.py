@@ -17,6 +17,8 @@ from torch import Tensor
 
 SQUARING_STEPS = 7
 TAPER_MARGIN = 4.0
+_BLOCK_PLANES, _BLOCK_CELLS = 4, 2**14
+"""Cells whose volumes a CPU computes at once: few enough for its cache, and too few to wait for other threads."""
 
 
 Window = tuple[slice, ...]
@@ -293,21 +295,37 @@ def ndv(displacement: Tensor) -> Tensor:
     ----------
     Liu et al., "On finite difference Jacobian computation in deformable image registration", IJCV 2024.
     """
+    return cell_volumes(displacement)[0]
+
+
+def cell_volumes(displacement: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much of every grid cell is inverted, and its smallest Jacobian determinant.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (B, 3, I, J, K)
+        Voxels.
+
+    Returns
+    -------
+    inverted : Tensor, shape (B, I-1, J-1, K-1)
+        Non-diffeomorphic volume in voxels; see :func:`ndv`.
+    smallest : Tensor, shape (B, I-1, J-1, K-1)
+        Volume of the cell's smallest tetrahedron relative to its volume before: the least of the ten determinants
+        that finite differences give; the cell is fold-free when it is positive.
+    """
     position = displacement.float() + voxel_grid(displacement.shape[2:], displacement.device)
-    corner = {bits: _cell_corner(position, bits) for bits in product((0, 1), repeat=3)}
-    inverted = torch.zeros_like(corner[0, 0, 0][:, 0])
-    for bits, here in corner.items():  # the tetrahedron at each corner, spanned by its three edges
-        edges = [corner[_flip(bits, axis)] - here for axis in range(3)]
-        sign = -1.0 if sum(bits) % 2 else 1.0
-        inverted += (-sign * _triple(*edges)).clamp(min=0) / 6
-    for apex, others in (
-        ((0, 0, 0), ((0, 1, 1), (1, 0, 1), (1, 1, 0))),
-        ((1, 1, 1), ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
-    ):
-        edges = [corner[bits] - corner[apex] for bits in others]  # the middle tetrahedron of either way
-        sign = 1.0 if apex == (0, 0, 0) else -1.0
-        inverted += (-sign * _triple(*edges)).clamp(min=0) / 6
-    return inverted / 2
+    planes, rows = position.shape[2] - 1, position.shape[3] - 1
+    depth, height = planes, rows
+    if position.device.type == "cpu":
+        depth, height = _BLOCK_PLANES, max(1, _BLOCK_CELLS // (_BLOCK_PLANES * position.shape[4]))
+    inverted = position.new_empty(len(position), planes, rows, position.shape[4] - 1)
+    smallest = torch.empty_like(inverted)
+    for i, j in product(range(0, planes, depth), range(0, rows, height)):
+        block = _block_volumes(position[:, :, i : i + depth + 1, j : j + height + 1])
+        part = (slice(None), slice(i, i + depth), slice(j, j + height))
+        inverted[part], smallest[part] = block
+    return inverted, smallest
 
 
 def _grid_sample(image: Tensor, position: Tensor, mode: str) -> Tensor:
@@ -322,20 +340,40 @@ def _grid_sample(image: Tensor, position: Tensor, mode: str) -> Tensor:
     return sampled.movedim(0, 1).flatten(1, 2)[None]
 
 
-def _cell_corner(position: Tensor, bits: tuple[int, ...]) -> Tensor:
-    """Return one corner's positions for every cell, shape (B, 3, I-1, J-1, K-1)."""
-    index = tuple(slice(b, n - 1 + b) for b, n in zip(bits, position.shape[2:], strict=True))
-    return position[(slice(None), slice(None), *index)]
+def _block_volumes(position: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `cell_volumes` of a block of positions, shape (B, 3, I, J, K)."""
+    components = position.unbind(1)
+    x, y, z = ([c.diff(dim=d) for c in components] for d in (1, 2, 3))
+    ends = slice(None, -1), slice(1, None)
+    y_ends = [[c[..., end] for c in y] for end in ends]
+    z_ends = [[c[..., end, :] for c in z] for end in ends]
+    crosses = {(j, k): _cross(y_ends[k], z_ends[j]) for j, k in product((0, 1), repeat=2)}
+    determinants = []
+    for i, j, k in product((0, 1), repeat=3):  # the tetrahedron at each corner, spanned by its three edges
+        determinants.append(_dot([c[:, :, ends[j], ends[k]] for c in x], [c[:, ends[i]] for c in crosses[j, k]]))
+    corner = {(i, j, k): [c[:, ends[i], ends[j], ends[k]] for c in components] for i, j, k in product((0, 1), repeat=3)}
+    for apex, others in (
+        ((0, 0, 0), ((0, 1, 1), (1, 0, 1), (1, 1, 0))),
+        ((1, 1, 1), ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
+    ):  # the middle tetrahedron of either way
+        sides = [[a - b for a, b in zip(corner[bits], corner[apex], strict=True)] for bits in others]
+        determinants.append(_determinant(*sides) * (-1 if apex == (1, 1, 1) else 1))
+    smallest = torch.minimum(determinants[8], determinants[9]) / 2  # twice a corner's, before the deformation
+    for determinant in determinants[:8]:
+        smallest = torch.minimum(smallest, determinant)
+    inverted = torch.zeros_like(smallest)
+    if not smallest.min() >= 0:  # true of a NaN as well
+        inverted = sum(((-determinant).clamp(min=0) / 6 for determinant in determinants), inverted) / 2
+    return inverted, smallest
 
 
-def _flip(bits: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return tuple(1 - b if a == axis else b for a, b in enumerate(bits))
+def _cross(a: Sequence[Tensor], b: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
 
 
-def _triple(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Return the scalar triple product of vectors in channel 1."""
-    return _determinant(a.unbind(1), b.unbind(1), c.unbind(1))
+def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
 def _determinant(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor]) -> Tensor:
-    return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])
+    return _dot(a, _cross(b, c))

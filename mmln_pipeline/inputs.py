@@ -9,10 +9,11 @@ import numpy as np
 from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
-from mmln_pipeline import affine, devices, volumes
+from mmln_pipeline import affine, devices, volumes, weights
 from mmln_pipeline.labels import LabelTable, load_label_table
 
 ImageSource = str | Path | Nifti1Image
+TOPOLOGIES = ("strict", "off")
 MAX_SEED = 2**31 - 2
 """ANTs holds a seed, plus one, in a signed 32-bit number."""
 
@@ -29,14 +30,15 @@ class Options:
     device : str, default="auto"
     threads : int, optional
     random_seed : int, default=0
+    topology : {"strict", "off"}, default="strict"
 
     Raises
     ------
     ValueError
-        If `refine`, `threads` or `random_seed` is out of range, the device is absent, or `init` is not a
-        usable affine.
+        If `refine`, `threads`, `random_seed` or `topology` is out of range, the model is unknown, the device is
+        absent, or `init` is not a usable affine.
     FileNotFoundError
-        If `init` is neither a known word nor a file.
+        If `init` is neither a known word nor a file, or the file of a model is missing.
     """
 
     init: str | Path | NDArray[np.float64] = "affine"
@@ -45,6 +47,7 @@ class Options:
     device: str = "auto"
     threads: int | None = None
     random_seed: int = 0
+    topology: str = "strict"
     matrix: NDArray[np.float64] | None = field(init=False, default=None, repr=False)
     """The linear start when it is known beforehand, else None."""
 
@@ -55,6 +58,9 @@ class Options:
             raise ValueError(f"random seed: expected 0 to {MAX_SEED}, found {self.random_seed}.")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads: expected at least 1, found {self.threads}.")
+        if self.topology not in TOPOLOGIES:
+            raise ValueError(f"topology: expected {' or '.join(TOPOLOGIES)}, found {self.topology!r}.")
+        weights.resolve_model(self.model)
         devices.resolve_device(self.device)
         object.__setattr__(self, "matrix", self._known_matrix())
 

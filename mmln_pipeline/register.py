@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmln_pipeline.result import Progress, RegistrationResult
+from mmln_pipeline.result import Progress, RegistrationResult, TopologyError
+
+__all__ = ["RegistrationResult", "TopologyError", "register"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +37,7 @@ def register(
     device: str = "auto",
     threads: int | None = None,
     random_seed: int = 0,
+    topology: str = "strict",
     progress: Progress | None = None,
 ) -> RegistrationResult:
     """Register a moving brain image to a fixed one.
@@ -62,6 +65,9 @@ def register(
         Threads on the CPU; default: the libraries' own choice.
     random_seed : int, default=0
         Seed of the affine's sampling and of the refinement.
+    topology : {"strict", "off"}, default="strict"
+        Repair the warp where it folds until its non-diffeomorphic volume (NDV) is zero, or fail; ``off``
+        returns the warp as it comes.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
 
@@ -76,16 +82,19 @@ def register(
     ValueError
         If an image, an option, the model or the device cannot be used; raised before work starts
         unless only the data can tell (images that do not overlap, an affine that fails).
+    TopologyError
+        If the warp still folds after the repair (`topology` "strict").
 
     Notes
     -----
     Folds, NDV and SDlogJ are those of the network's warp, measured on the 160 x 192 x 224 network
     grid: over the whole grid and inside the fixed brain. Dice, TC and HD95 are measured on the fixed
-    image's own grid. `jacobian` is that of the whole transform, affine included.
+    image's own grid. `jacobian` is that of the whole transform, affine included. ``metrics["topology"]``
+    is the certificate of the repair.
     """
     start = time.perf_counter()
     from mmln_pipeline import inputs, registration
 
-    options = inputs.Options(init, model, refine, device, threads, random_seed)
+    options = inputs.Options(init, model, refine, device, threads, random_seed, topology)
     pair = inputs.load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask)
     return registration.run(pair, options, start, progress)

@@ -1,4 +1,4 @@
-"""The steps of one registration: align linearly, run the network, refine, resample once, score.
+"""The steps of one registration: align linearly, run the network, refine, repair folds, resample once, score.
 
 Data flows one way: images become tensors on the network grid, tensors velocities, velocities a field,
 the field a transform in mm, and the transform resamples the native images once.
@@ -11,9 +11,9 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,11 @@ import torch
 from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
-from mmln_pipeline import __version__, affine, devices, evaluation, fields, metrics, volumes, weights
+from mmln_pipeline import __version__, affine, devices, evaluation, fields, metrics, topology, volumes, weights
 from mmln_pipeline import refine as refinement
 from mmln_pipeline.grids import Grid, new_image
 from mmln_pipeline.inputs import Options, Pair
-from mmln_pipeline.result import Progress, RegistrationResult
+from mmln_pipeline.result import Progress, RegistrationResult, TopologyError
 from mmln_pipeline.transforms import Transform, displacement_from_voxels, displacement_to_voxels
 
 MIN_OVERLAP = 0.1
@@ -53,6 +53,8 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
     ------
     ValueError
         If the model is unknown or the images do not overlap.
+    TopologyError
+        If the warp still folds after the repair.
     """
     clock = _Clock(start, progress)
     device = devices.resolve_device(options.device)
@@ -73,13 +75,13 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
         velocities = [fields.taper(velocity, shape) for velocity in velocities]
-        forward, backward = (
-            fields.integrate(velocities, shape, inverse=inverse).float().cpu() for inverse in (False, True)
-        )
+        maps = fields.integrate(velocities, shape), fields.integrate(velocities, shape, inverse=True)
+    with clock.stage("topology"):
+        warp = _repair_folds(velocities, maps, options)
     with clock.stage("resample"):
-        result = _resample(pair, network, matrix, forward, backward)
+        result = _resample(pair, network, matrix, warp)
     with clock.stage("score"):
-        scores = _score(pair, result, network, forward, backward)
+        scores = _score(pair, result, network, warp) | {"topology": warp.certificate}
     result.metrics = evaluation.jsonable(scores | _provenance(options, card, device) | {"seconds": clock.finish()})
     return result
 
@@ -92,6 +94,16 @@ class _NetworkInput:
     fixed: torch.Tensor
     moving: torch.Tensor
     brain: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Warp:
+    """The network's map and its inverse in voxels of the network grid, shape (1, 3, I, J, K), and their certificate."""
+
+    forward: torch.Tensor
+    backward: torch.Tensor
+    inverted: torch.Tensor | None
+    certificate: dict[str, Any]
 
 
 class _Clock:
@@ -122,7 +134,7 @@ class _Clock:
     def finish(self) -> dict[str, float | None]:
         """Return the seconds by stage; the field's integration counts as the network's time."""
         self.seconds["network"] = (self.seconds["network"] or 0.0) + (self.seconds.pop("integrate") or 0.0)
-        order = ("load", "affine", "network", "refine", "resample", "score")
+        order = ("load", "affine", "network", "refine", "topology", "resample", "score")
         return {name: self.seconds[name] for name in order} | {
             "save": None,
             "total": time.perf_counter() - self.start,
@@ -190,18 +202,35 @@ def _brain_on_grid(
     return np.ascontiguousarray(volumes.conform(image, grid, affine=start).dataobj, dtype=np.float32)
 
 
+def _repair_folds(
+    velocities: Sequence[torch.Tensor], maps: tuple[torch.Tensor, torch.Tensor], options: Options
+) -> _Warp:
+    """Make the warp free of folds, or let it pass, as the options ask."""
+    if options.topology == "off":
+        forward, backward = (displacement.cpu() for displacement in maps)
+        return _Warp(forward, backward, None, {"mode": "off"})
+    repair = topology.enforce(velocities, maps[0].shape[2:], maps)
+    certificate = repair.certificate
+    if not certificate.reached:
+        raise TopologyError(
+            f"The warp still folds after {certificate.rounds} rounds of repair (NDV {certificate.ndv_percent:.2g}% of "
+            f"the grid, smallest Jacobian determinant {certificate.min_jacobian:.2g}), so nothing was written; check "
+            "that both images show a whole brain in the right orientation, or accept folds with --topology off."
+        )
+    return _Warp(repair.forward.cpu(), repair.inverse.cpu(), repair.ndv.cpu(), {"mode": "strict"} | asdict(certificate))
+
+
 def _resample(
     pair: Pair,
     network: _NetworkInput,
     matrix: NDArray[np.float64],
-    forward: torch.Tensor,
-    backward: torch.Tensor,
+    field: _Warp,
 ) -> RegistrationResult:
     """Join affine and warp to transforms in mm and take the native images through them, once."""
     is_identity = np.array_equal(matrix, np.eye(4))
     linear = [] if is_identity else [matrix]
     linear_inverse = [] if is_identity else [np.linalg.inv(matrix)]
-    there, back = (displacement_from_voxels(u[0].numpy(), network.grid.affine) for u in (forward, backward))
+    there, back = (displacement_from_voxels(u[0].numpy(), network.grid.affine) for u in (field.forward, field.backward))
     transform = Transform([there, *linear])
     warp = transform.displacement(pair.fixed)
     offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
@@ -225,8 +254,7 @@ def _score(
     pair: Pair,
     result: RegistrationResult,
     network: _NetworkInput,
-    forward: torch.Tensor,
-    backward: torch.Tensor,
+    warp: _Warp,
 ) -> dict[str, Any]:
     before = after = None
     if pair.moving_dseg is not None and result.moved_dseg is not None:
@@ -234,13 +262,13 @@ def _score(
         before, after = np.asarray(linear.dataobj), np.asarray(result.moved_dseg.dataobj)
     fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
     scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.affine, pair.labels)
-    scores |= evaluation.score_field(forward, network.brain)
-    warped = fields.warp(network.moving, forward)[0, 0].numpy()
+    scores |= evaluation.score_field(warp.forward, network.brain, warp.inverted)
+    warped = fields.warp(network.moving, warp.forward)[0, 0].numpy()
     scores["similarity"] = evaluation.score_similarity(
         network.fixed[0, 0].numpy(), network.moving[0, 0].numpy(), warped, network.brain
     )
     scores["inverse_consistency_mm"] = metrics.inverse_consistency(
-        forward[0].numpy(), backward[0].numpy(), network.brain, network.grid.spacing.tolist()
+        warp.forward[0].numpy(), warp.backward[0].numpy(), network.brain, network.grid.spacing.tolist()
     )
     return scores
 

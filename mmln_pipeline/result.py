@@ -35,6 +35,10 @@ OUTPUTS = {
 """File name of each part of a result in the output directory."""
 
 
+class TopologyError(RuntimeError):
+    """The warp folds and could not be repaired: the input was right, and yet there is no result to vouch for."""
+
+
 @dataclass
 class RegistrationResult:
     """What a registration gives.

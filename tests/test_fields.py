@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import map_coordinates
 
 from mmln_pipeline.fields import (
+    cell_volumes,
     compose,
     downsample,
     exponentiate,
@@ -145,6 +146,23 @@ def test_a_mirrored_axis_is_wholly_inverted():
     mirror[:, 0] = -2 * voxel_grid(SHAPE)[0]
     assert (jacobian_determinant(mirror) < 0).all()
     torch.testing.assert_close(ndv(mirror), torch.ones(1, 6, 7, 8), atol=1e-4, rtol=0)
+
+
+def test_cell_volumes_do_not_depend_on_the_blocks(monkeypatch):
+    field = 2 * torch.randn(2, 3, *SHAPE)
+    whole = cell_volumes(field)
+    for planes, cells in ((1, 9), (2, 40), (3, 2**20)):
+        monkeypatch.setattr("mmln_pipeline.fields._BLOCK_PLANES", planes)
+        monkeypatch.setattr("mmln_pipeline.fields._BLOCK_CELLS", cells)
+        for part, expected in zip(cell_volumes(field), whole, strict=True):
+            assert torch.equal(part, expected)
+    inverted, smallest = whole
+    assert torch.equal(inverted > 0, smallest < 0) and torch.equal(inverted, ndv(field))
+
+
+def test_the_smallest_volume_of_a_scaling_is_its_factor():
+    scaling = torch.tensor([0.1, 0.2, -0.3]).view(1, 3, 1, 1, 1) * voxel_grid(SHAPE)
+    torch.testing.assert_close(cell_volumes(scaling)[1], torch.full((1, 6, 7, 8), 1.1 * 1.2 * 0.7))
 
 
 def test_ndv_sees_a_fold_that_central_differences_miss():

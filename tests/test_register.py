@@ -261,7 +261,7 @@ def test_progress_names_every_stage(pair, network):
     told = []
     register(*pair, init="identity", refine=0, device="cpu", progress=lambda *step: told.append(step))
     assert [stage for stage, done, _ in told if done == 0] == [
-        *("load", "affine", "network", "refine", "integrate", "resample", "score")
+        *("load", "affine", "network", "refine", "integrate", "topology", "resample", "score")
     ]
 
 

@@ -94,7 +94,7 @@ class Provenance:
     version : str
         Version of this software.
     parameters : mapping
-        Settings of the method: initial alignment, refinement, bias correction, seed.
+        Settings of the method: initial alignment, refinement, topology, bias correction, seed.
     """
 
     template: str

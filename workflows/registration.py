@@ -13,6 +13,7 @@ def init_registration_wf(
     model: str = "mmln",
     model_sha256: str = "",
     refine: str | int = "auto",
+    topology: str = "strict",
     device: str = "cpu",
     has_dseg: bool = False,
     has_atlas: bool = False,
@@ -33,6 +34,8 @@ def init_registration_wf(
         Checksum of the weights.
     refine : "auto" or int, default "auto"
         Iterations of instance optimisation.
+    topology : {"strict", "off"}, default "strict"
+        Repair the warp until nothing folds, or leave it as it comes.
     device : str, default "cpu"
         `cpu`, `cuda` or `cuda:N`.
     has_dseg : bool, default False
@@ -91,7 +94,7 @@ def init_registration_wf(
         Scores and timings of the registration as JSON.
     """
     workflow = pe.Workflow(name=name)
-    workflow.__desc__ = _describe(model, model_sha256, refine)
+    workflow.__desc__ = _describe(model, model_sha256, refine, topology)
     inputs = ["t1w_preproc", "t1w_mask", "affine_xfm", "template", "template_mask"]
     outputs = [
         "t1w_std",
@@ -117,6 +120,7 @@ def init_registration_wf(
             model=model,
             model_sha256=model_sha256,
             refine=refine,
+            topology=topology,
             device=device,
             use_gpu=device.startswith("cuda"),
             num_threads=omp_nthreads,
@@ -166,15 +170,16 @@ def init_registration_wf(
     return workflow
 
 
-def _describe(model: str, model_sha256: str, refine: str | int) -> str:
+def _describe(model: str, model_sha256: str, refine: str | int, topology: str) -> str:
     """Write the methods text of the registration."""
     weights = f"weights `{Path(model).stem}`"
     if model_sha256:
         weights += f", SHA-256 {model_sha256[:12]}"
     tuning = "" if refine == 0 else ", followed by instance optimisation of the field for this image"
+    valid = "; where it folded on the grid, they were smoothed until nothing did" if topology == "strict" else ""
     return (
         "The brain was registered to the template with the multi-strategy mutual learning network "
         f"[@mmln] ({weights}){tuning}. The network's velocity fields are integrated by scaling and squaring, "
-        "so the warp has an inverse. Images were resampled once, through the composite of affine and warp; "
+        f"so the warp has an inverse{valid}. Images were resampled once, through the composite of affine and warp; "
         "masks and labels by nearest neighbour.\n"
     )

@@ -26,6 +26,7 @@ def init_single_subject_wf(
     init: str = "affine",
     model: str = "mmln",
     refine: str | int = "auto",
+    topology: str = "strict",
     device: str = "cpu",
     omp_nthreads: int = 1,
     mem_gb: float = 8.0,
@@ -59,6 +60,8 @@ def init_single_subject_wf(
         Name or path of the network's weights.
     refine : "auto" or int, default "auto"
         Iterations of instance optimisation.
+    topology : {"strict", "off"}, default "strict"
+        Repair the warp until nothing folds, or leave it as it comes.
     device : str, default "cpu"
         `cpu`, `cuda` or `cuda:N`.
     omp_nthreads : int, default 1
@@ -113,6 +116,7 @@ def init_single_subject_wf(
         model=model,
         model_sha256=provenance.model_sha256,
         refine=refine,
+        topology=topology,
         device=device,
         has_dseg=has_dseg,
         has_atlas=has_atlas,
@@ -141,14 +145,15 @@ def init_single_subject_wf(
 
 
 def _facts(scan: Scan, provenance: Provenance, atlas: str | None) -> dict:
-    """Say what was registered to what, for the record of the scores."""
+    """Say what was registered to what, for the record of the scores, which has its own word on topology."""
+    settings = {name: value for name, value in provenance.parameters.items() if name != "topology"}
     return {
         "subject": scan.subject,
         "session": scan.session,
         "t1w": provenance.uri(scan.t1w),
         "template": provenance.template,
         "atlas": atlas,
-        **provenance.parameters,
+        **settings,
     }
 
 

@@ -20,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 1 an unexpected failure, 2 wrong usage or input, 130 interrupted.
+        Exit code: 0 done, 1 a warp that folds beyond repair or an unexpected failure, 2 wrong usage or
+        input, 130 interrupted.
     """
     from mmln_pipeline.cli.parser import build_parser
+    from mmln_pipeline.result import TopologyError
 
     options = build_parser().parse_args(argv)
     try:
@@ -31,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose=False)
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         return _fail(_one_line(error), EXIT_USAGE, options.verbose)
+    except TopologyError as error:
+        return _fail(_one_line(error), EXIT_FAILED, options.verbose)
     except Exception as error:
         hint = "" if options.verbose else " (run again with -v for the traceback)"
         return _fail(f"unexpected {type(error).__name__}: {_one_line(error)}{hint}", EXIT_FAILED, options.verbose)

@@ -33,6 +33,7 @@ def run_register(options: argparse.Namespace) -> None:
             device=options.device,
             threads=options.threads,
             random_seed=options.random_seed,
+            topology=options.topology,
             progress=progress,
         )
         progress("save", 0, 1)

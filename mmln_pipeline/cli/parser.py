@@ -65,6 +65,13 @@ def _add_register(subparsers: Any) -> None:
         metavar="auto|N",
         help="steps of refinement on this pair after the network; 0 for none (default: %(default)s)",
     )
+    parser.add_argument(
+        "--topology",
+        choices=("strict", "off"),
+        default="strict",
+        help="strict: repair the warp until nothing folds (NDV 0), or fail with exit code 1; off: leave it as it "
+        "comes (default: %(default)s)",
+    )
     _add_machine(parser)
     parser.add_argument(
         "--random-seed",

@@ -39,6 +39,9 @@ class _MMLNRegistrationInputSpec(BaseInterfaceInputSpec):
         usedefault=True,
         desc="iterations of instance optimisation; 0: the network alone",
     )
+    topology = traits.Enum(
+        "strict", "off", usedefault=True, desc="strict: repair the warp until nothing folds, or fail; off: leave it"
+    )
     device = traits.Str("auto", usedefault=True, desc="auto, cpu, cuda or cuda:N")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count this node as a GPU node (scheduling)")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
@@ -77,6 +80,7 @@ class MMLNRegistration(SimpleInterface):
             device=self.inputs.device,
             threads=self.inputs.num_threads,
             random_seed=self.inputs.random_seed,
+            topology=self.inputs.topology,
         )
         result.save(cwd)
         names = {

@@ -39,7 +39,7 @@ class Progress:
     level, step : int
         Level being trained (from 0), and steps done at it.
     best_score : float
-        Best validation Dice at this level so far.
+        Best validation Dice so far; a level starts as the one below it left off, and has to beat it.
     scores : dict of str to dict
         Best validation scores of each finished or running level.
     steps, hours : dict of str to float
@@ -132,7 +132,7 @@ class Trainer:
         stored = self._load(checkpoint) if resume and checkpoint.is_file() else None
         for level in range(self.progress.level, self.config.network.levels):
             if level != self.progress.level:
-                self.progress.level, self.progress.step, self.progress.best_score = level, 0, -1.0
+                self.progress.level, self.progress.step = level, 0
             finished = self._train_level(level, stored, deadline)
             stored = None
             if not finished:
@@ -208,7 +208,7 @@ class Trainer:
         return [*self.model.levels[level].parameters(), *branches]
 
     def _validate(self, level: int, averaged: AveragedModel) -> None:
-        """Score the averaged weights; keep them when they are the best of this level."""
+        """Score the averaged weights; keep them when they are the best so far."""
         with self.fabric.autocast():
             scores = validate(cast(MMLN, averaged.module), self.validation, level + 1)
         print(
