@@ -103,11 +103,14 @@ class LevelConfig:
         Steps at the beginning during which the lower levels stay as they are.
     window : tuple of int, optional
         Train on wandering sub-volumes of this size instead of on the whole grid; empty for the whole grid.
+    smoothing : float, optional
+        Regularisation parameter k at this level; 0 for that of the loss.
     """
 
     steps: int
     frozen_steps: int = 0
     window: tuple[int, ...] = ()
+    smoothing: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -142,7 +142,8 @@ class Trainer:
     def _train_level(self, level: int, stored: dict[str, Any] | None, deadline: float) -> bool:
         """Train one level; return whether it got to its last step."""
         plan = self.config.levels[level]
-        objective = LevelObjective(self.model, self.config.loss, level)
+        loss = replace(self.config.loss, smoothing=plan.smoothing or self.config.loss.smoothing)
+        objective = LevelObjective(self.model, loss, level)
         parameters = [p for q in range(level + 1) for p in self._level_parameters(q)]
         optimizer = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
         wrapped, optimizer = self.fabric.setup(objective, optimizer)
@@ -159,12 +160,14 @@ class Trainer:
                 self._log(level, losses, optimizer.param_groups[0]["lr"])
                 advance(f"loss {losses['loss']:.4f}")
                 late = time.monotonic() > deadline
-                if late or self.progress.step % self.config.save_every == 0 or self.progress.step == plan.steps:
-                    self._account(level, began)
-                    began = time.monotonic()
-                if self.progress.step % self.config.validate_every == 0 or self.progress.step == plan.steps:
+                step, last = self.progress.step, self.progress.step == plan.steps
+                is_validated = step % self.config.validate_every == 0 or last
+                is_saved = step % self.config.save_every == 0 or late
+                if is_validated or is_saved:
+                    began = self._account(level, began)
+                if is_validated:
                     self._validate(level, averaged)
-                if late or self.progress.step % self.config.save_every == 0:
+                if is_saved:
                     self._save(optimizer, averaged)
                 if late:
                     return False
@@ -238,10 +241,12 @@ class Trainer:
         best, _ = load_model(str(self.output / f"{self.config.name}.safetensors"))
         self.model.load_state_dict(best.state_dict())
 
-    def _account(self, level: int, began: float) -> None:
-        key = str(level + 1)
+    def _account(self, level: int, began: float) -> float:
+        """Book the steps and the time since `began`; return the time now."""
+        key, now = str(level + 1), time.monotonic()
         self.progress.steps[key] = self.progress.step
-        self.progress.hours[key] = self.progress.hours.get(key, 0.0) + (time.monotonic() - began) / 3600
+        self.progress.hours[key] = self.progress.hours.get(key, 0.0) + (now - began) / 3600
+        return now
 
     def _log(self, level: int, losses: dict[str, float], rate: float) -> None:
         path = self.output / "log.csv"
