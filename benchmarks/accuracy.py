@@ -49,7 +49,9 @@ def score_pair(bench: Path, fixed: str, moving: str, model: str, refine: int | s
         "sdlogj": scores["sdlogj"],
         "tc": scores["tc"],
         "hd95_mm": scores["hd95_mm"],
-        "seconds": sum(scores["seconds"][stage] for stage in ("network", "refine", "integrate")),
+        "seconds": sum(
+            scores["seconds"][stage] for stage in ("network", "refine", "topology") if scores["seconds"][stage]
+        ),
         "peak_memory_mb": scores["peak_memory_mb"],
     }
 

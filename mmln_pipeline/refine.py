@@ -16,9 +16,9 @@ from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, r
 from mmln_pipeline.losses import local_correlation_loss, smoothness_loss
 
 WINDOW = 5
-SMOOTHING = 0.15
-LEARNING_RATE = 0.08
-AUTO_ITERATIONS = 40
+SMOOTHING = 0.08
+LEARNING_RATE = 0.1
+AUTO_ITERATIONS = 20
 FULL_SIZE_SHARE = 4
 """One full-size iteration for every so many half-size ones."""
 PATIENCE, GAIN = 6, 1e-4
@@ -45,7 +45,7 @@ def refine(
         The network's answer.
     iterations : int or "auto", default="auto"
         Iterations on half-size images, followed by a quarter as many on full-size images; 0 returns the input.
-        ``auto`` runs up to 40. Either stage stops on a plateau; what is returned never depends on the clock.
+        ``auto`` runs up to 20. Either stage stops on a plateau; what is returned never depends on the clock.
     weight : Tensor, shape (1, 1, I, J, K), optional
         What each fixed voxel counts; 0 inside a lesion.
     progress : callable, optional
