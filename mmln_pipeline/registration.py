@@ -143,7 +143,7 @@ class _Clock:
 
 def _prepare_machine(options: Options, device: torch.device) -> None:
     devices.set_threads(options.threads)
-    if options.threads is not None:  # ANTs asks the environment, SimpleITK its own setting
+    if options.threads is not None:  # ITK's filters ask the environment, or SimpleITK's own setting
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)
     torch.manual_seed(options.random_seed)

@@ -6,7 +6,7 @@ import statistics
 
 import torch
 
-from mmln_pipeline.fields import integrate, jacobian_determinant, warp
+from mmln_pipeline.fields import jacobian_determinant, resize_field, warp
 from mmln_pipeline.labels import structures28
 from mmln_pipeline.metrics import dice, folding_percent, sdlogj
 from mmln_pipeline.network import MMLN
@@ -35,8 +35,7 @@ def validate(model: MMLN, volumes: list[Volume], levels: int) -> dict[str, float
     for fixed, moving in validation_pairs(volumes):
         images = [v.image[None].float() / 255 for v in (fixed, moving)]
         outputs = model.run(images[0], images[1], levels=levels)
-        fields = [out.residual for out in outputs] if model.config.combine == "compose" else [outputs[-1].velocity]
-        displacement = integrate(fields, images[0].shape[2:])
+        displacement = resize_field(outputs[-1].displacement, images[0].shape[2:])
         moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().short().cpu().numpy()
         jacobian = jacobian_determinant(displacement)[0].cpu().numpy()
         brain = (fixed.image[0] > 0).cpu().numpy()
