@@ -275,7 +275,7 @@ class Trainer:
             if stored["config"][key] != ours:
                 raise ValueError(
                     f"{path} was made with another configuration: {key} is {stored['config'][key]!r} there "
-                    f"and {ours!r} here; give another output_dir, or --no-resume to start afresh"
+                    f"and {ours!r} here; give another output_dir, or delete the file to start afresh"
                 )
         self.progress = Progress(**stored["progress"])
         self.model.load_state_dict(stored["model"])
