@@ -1,4 +1,4 @@
-"""Score bundled models on aligned pairs beside the rows that peers reached: a TSV and a markdown table.
+"""Score bundled models on aligned pairs beside the rows that peers reached: tables, and Dice against folds.
 
 The bench folder holds ``pairs.tsv`` (columns moving, fixed), ``aligned/ID_T1w.nii.gz`` and ``ID_dseg.nii.gz`` on the
 160 x 192 x 224 grid with Neuromorphometrics labels, and optionally ``peers_mean.tsv``.
@@ -11,34 +11,85 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
+import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
 
+from mmln_pipeline import refine as refinement
 from mmln_pipeline import register
-from mmln_pipeline.files import write_text
+from mmln_pipeline.files import atomic_path, write_text
 from mmln_pipeline.metrics import dice
 
 CORTEX = range(100, 208)
 """Cortical labels of the Neuromorphometrics protocol."""
+FEWEST_FOLDS = 1e-5
+"""Where the figure's logarithmic axis puts fields without a fold, percent."""
 
 
-def score_pair(bench: Path, fixed: str, moving: str, model: str, refine: int | str) -> dict[str, object]:
+@dataclass(frozen=True)
+class Method:
+    """One way to run the registration.
+
+    Parameters
+    ----------
+    model : str
+        Bundled name or weights file.
+    refine : int or str
+    topology : str
+    smoothing : float
+        Regularisation parameter of the refinement.
+    """
+
+    model: str
+    refine: int | str = 0
+    topology: str = "strict"
+    smoothing: float = refinement.SMOOTHING
+
+    @property
+    def name(self) -> str:
+        """The row's name in the tables."""
+        stem = Path(self.model).stem
+        if not self.refine:
+            return f"{stem}, network only" + (" (topology off)" if self.topology == "off" else "")
+        weight = "" if self.smoothing == refinement.SMOOTHING else f" (smoothing {self.smoothing:g})"
+        return f"{stem}, refined{weight}"
+
+
+def list_methods(models: list[str], smoothings: list[float]) -> list[Method]:
+    """Return the rows of the table: each model raw and fold-free, and the first one refined in several ways."""
+    methods = [Method(model, topology=topology) for model in models for topology in ("off", "strict")]
+    methods += [Method(model, "auto") for model in models]
+    return methods + [Method(models[0], "auto", smoothing=k) for k in smoothings]
+
+
+def score_pair(bench: Path, fixed: str, moving: str, method: Method) -> dict[str, object]:
     """Register one pair and return its row of scores."""
     paths = {
         f"{role}{kind}": bench / "aligned" / f"{name}_{suffix}.nii.gz"
         for role, name in (("fixed", fixed), ("moving", moving))
         for kind, suffix in (("", "T1w"), ("_dseg", "dseg"))
     }
-    result = register(**paths, init="identity", labels="structures28", model=model, refine=refine, device="cpu")
+    with mock.patch.object(refinement, "SMOOTHING", method.smoothing):
+        result = register(
+            **paths,
+            init="identity",
+            labels="structures28",
+            model=method.model,
+            refine=method.refine,
+            topology=method.topology,
+            device="cpu",
+        )
     scores = result.metrics
     fixed_labels = np.asarray(nib.load(paths["fixed_dseg"]).dataobj)
     cortex = dice(fixed_labels, np.asarray(result.moved_dseg.dataobj), list(CORTEX))
     return {
-        "method": f"{model}, refined ({refine})" if refine else f"{model}, network only",
+        "method": method.name,
         "moving": moving,
         "fixed": fixed,
         "dice28": scores["dice"],
@@ -49,63 +100,72 @@ def score_pair(bench: Path, fixed: str, moving: str, model: str, refine: int | s
         "sdlogj": scores["sdlogj"],
         "tc": scores["tc"],
         "hd95_mm": scores["hd95_mm"],
-        "seconds": sum(
-            scores["seconds"][stage] for stage in ("network", "refine", "topology") if scores["seconds"][stage]
-        ),
+        "seconds": sum(scores["seconds"][stage] for stage in ("network", "refine", "topology")),
         "peak_memory_mb": scores["peak_memory_mb"],
     }
 
 
 def summarize(rows: pd.DataFrame, peers: Path) -> pd.DataFrame:
-    """Return the mean scores (median seconds) of each method, the peers' rows first."""
+    """Return the mean scores (median seconds) of each method, the peers' rows among ours, by Dice."""
     means = rows.groupby("method", sort=False).mean(numeric_only=True)
     means["seconds"] = rows.groupby("method")["seconds"].median()
-    table = means.reset_index()
+    table = means.reset_index().assign(source="this run")
     if peers.is_file():
-        table = pd.concat([pd.read_csv(peers, sep="\t"), table])
+        table = pd.concat([pd.read_csv(peers, sep="\t").assign(source="peer"), table])
     return table.sort_values("dice28").reset_index(drop=True)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a table in markdown, numbers rounded to four digits, with a line on the machine."""
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    for row in table.itertuples(index=False):
-        cells = (("" if pd.isna(v) else f"{v:.4f}") if isinstance(v, float) else str(v) for v in row)
-        lines.append("| " + " | ".join(cells) + " |")
+    text = table.to_markdown(index=False, floatfmt=".4f", missingval="")
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
-    return "\n".join(
-        [*lines, "", f"Our rows: this run, {machine}; seconds are of the registration alone (median).", ""]
+    return (
+        f"{text}\n\nMeans over the pairs. Our rows: this run, {machine}; seconds are those of the registration alone, "
+        "without reading and scoring (median).\n"
     )
+
+
+def plot_dice_against_folds(table: pd.DataFrame, path: Path) -> None:
+    """Draw every method's Dice against its share of folded brain voxels."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    shown = table[table["method"] != "initial"]
+    for source, group in shown.groupby("source"):
+        folds = pd.to_numeric(group["folds_brain_percent"]).clip(lower=FEWEST_FOLDS)
+        is_ours = source == "this run"
+        axes.scatter(folds, group["dice28"], marker="o" if is_ours else "s", color="C3" if is_ours else "0.5")
+        for x, y, name in zip(folds, group["dice28"], group["method"], strict=True):
+            axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
+    axes.set(
+        xscale="log",
+        xlim=(FEWEST_FOLDS / 1.5, 5),
+        xlabel=f"brain voxels folded, % (none: {FEWEST_FOLDS:g})",
+        ylabel="mean Dice, 28 structures",
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)
 
 
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", type=Path, help="bench folder")
-    parser.add_argument("--model", nargs="+", default=["mmln"], help="bundled names or weights files")
-    parser.add_argument("--refine", nargs="+", default=["0", "auto"], help="refinements to score")
-    parser.add_argument("--output", type=Path, required=True, help="folder of accuracy_pairs.tsv, accuracy.tsv and .md")
+    parser.add_argument("--model", nargs="+", default=["mmln", "mmln-semi", "mmln-paper"], help="names or weights files")
+    parser.add_argument("--smoothing", nargs="*", type=float, default=[], help="more refinements of the first model")
+    parser.add_argument("--output", type=Path, required=True, help="folder of accuracy{.tsv,.md,.svg,_pairs.tsv}")
     options = parser.parse_args()
     pairs = pd.read_csv(options.bench / "pairs.tsv", sep="\t", dtype=str)
     rows = []
-    for model in options.model:
-        for refine in options.refine:
-            for pair in pairs.itertuples():
-                rows.append(
-                    score_pair(
-                        options.bench,
-                        pair.fixed,
-                        pair.moving,
-                        model,
-                        refine if refine == "auto" else int(refine),
-                    )
-                )
-                print(rows[-1], flush=True)
+    for method in list_methods(options.model, options.smoothing):
+        for pair in pairs.itertuples():
+            rows.append(score_pair(options.bench, pair.fixed, pair.moving, method))
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     frame = pd.DataFrame(rows)
     table = summarize(frame, options.bench / "peers_mean.tsv")
     write_text(options.output / "accuracy_pairs.tsv", frame.to_csv(sep="\t", index=False, float_format="%.5f"))
     write_text(options.output / "accuracy.tsv", table.to_csv(sep="\t", index=False, float_format="%.5f"))
     write_text(options.output / "accuracy.md", to_markdown(table))
+    plot_dice_against_folds(table, options.output / "accuracy.svg")
     print(to_markdown(table))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,15 +62,17 @@ def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7) -> Tensor:
     return covariance * covariance / (var_a * var_b + FLAT)
 
 
-def local_correlation_loss(fixed: Tensor, moved: Tensor, window: int = 7, weight: Tensor | None = None) -> Tensor:
+def local_correlation_loss(
+    fixed: Tensor, moved: Tensor, window: int | Sequence[int] = 7, weight: Tensor | None = None
+) -> Tensor:
     """Return one minus the mean local squared correlation.
 
     Parameters
     ----------
     fixed, moved : Tensor, shape (B, 1, I, J, K)
         Images in [0, 1].
-    window : int, default=7
-        Edge of the window in voxels, odd.
+    window : int or sequence of int, default=7
+        Edge of the window in voxels, odd; of several windows, the mean counts.
     weight : Tensor, shape (B, 1, I, J, K), optional
         What each voxel counts, 0 where a lesion or an edit must not steer; all ones by default.
 
@@ -76,13 +80,16 @@ def local_correlation_loss(fixed: Tensor, moved: Tensor, window: int = 7, weight
     -------
     Tensor, scalar
     """
-    score = local_correlation(fixed, moved, window)
+    windows = (window,) if isinstance(window, int) else window
+    score = torch.stack([local_correlation(fixed, moved, w) for w in windows]).mean(0)
     if weight is None:
         return 1 - score.mean()
     return 1 - (score * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-def similarity_loss(fixed: Tensor, moved: Tensor, kind: str = "global", window: int = 7) -> Tensor:
+def similarity_loss(
+    fixed: Tensor, moved: Tensor, kind: str = "global", window: int | Sequence[int] = 7
+) -> Tensor:
     """Return the similarity loss that a configuration names.
 
     Parameters
@@ -90,8 +97,8 @@ def similarity_loss(fixed: Tensor, moved: Tensor, kind: str = "global", window: 
     fixed, moved : Tensor, shape (B, 1, I, J, K)
     kind : {"global", "local"}, default="global"
         Pearson's correlation over the grid (the paper's), or in windows.
-    window : int, default=7
-        Edge of the local window in voxels.
+    window : int or sequence of int, default=7
+        Edge of the local window in voxels; of several windows, the mean counts.
 
     Returns
     -------
@@ -127,6 +134,31 @@ def smoothness_loss(velocity: Tensor) -> Tensor:
     Paper eq. 5, without its factor ``k / 2**(L - p)``, which :func:`level_loss` applies.
     """
     return gradient(velocity.float()).square().sum(dim=(1, 2)).mean()
+
+
+def soft_dice_loss(fixed: Tensor, moved: Tensor) -> Tensor:
+    """Return one minus the mean soft Dice of structures, for the semi-supervised model.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor, shape (B, C, I, J, K)
+        Share of each structure in every voxel, 0 to 1.
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over the structures that either side has; 0 (all agree) to 1.
+
+    References
+    ----------
+    Balakrishnan et al., VoxelMorph, IEEE TMI 2019, eq. 7 to 9; Milletari et al., V-Net, 3DV 2016.
+    """
+    fixed, moved = fixed.float(), moved.float()
+    grid = (2, 3, 4)
+    total = fixed.square().sum(grid) + moved.square().sum(grid)
+    present = total > 1.0  # less than one voxel is the edge of something outside
+    score = 2 * (fixed * moved).sum(grid) / total.clamp(min=1.0)
+    return 1 - (score * present).sum() / present.sum().clamp(min=1)
 
 
 def level_loss(

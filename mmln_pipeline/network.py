@@ -2,6 +2,10 @@
 
 Decisions where the paper and its public description are silent:
 
+- ``schedule`` says in which order the levels run. The paper runs each once, coarse to fine; a level may also run
+  again on what is left to do, with the same weights: a recursive cascade, in the order of multigrid cycles.
+- ``finest_field="half"`` lets level 3 compare full-size images, folded into channels, but predict a field of half
+  their size, which is smoother and costs a third.
 - ``combine="compose"`` integrates each level's residual velocity on its own, ``phi_p = phi'_(p-1) o exp(R_p)``, which
   is what warping the moving image before the level asks for; ``combine="add"`` is the paper's ``exp(V'_(p-1) + R_p)``.
 - A window of level 3 (the core, or a training sub-volume) samples the whole moving image, so that what moves into the
@@ -9,7 +13,8 @@ Decisions where the paper and its public description are silent:
 - The last convolution starts at zero: an untrained network returns the identity.
 - The last convolution and all fields stay float32 under autocast.
 
-References: Zheng et al., Neurocomputing 501, 2022, sections 3.1 to 3.4; Mok and Chung, LapIRN, MICCAI 2020.
+References: Zheng et al., Neurocomputing 501, 2022, sections 3.1 to 3.4; Mok and Chung, LapIRN, MICCAI 2020;
+Zhao et al., Recursive cascaded networks, ICCV 2019.
 """
 
 from __future__ import annotations
@@ -44,6 +49,10 @@ class NetworkConfig:
         How a level's residual joins the level below.
     slices : sequence of {"axial", "coronal", "sagittal"}, default=("axial",)
         Stacks of the 2-D branch; empty for none.
+    schedule : sequence of int, optional
+        Levels in the order in which they run, from 1 (coarsest); empty for each once, coarse to fine.
+    finest_field : {"full", "half"}, default="full"
+        Size of the finest level's field, relative to the images.
     """
 
     levels: int = 3
@@ -51,39 +60,58 @@ class NetworkConfig:
     velocity_range: float = 8.0
     combine: str = "compose"
     slices: tuple[str, ...] = ("axial",)
+    schedule: tuple[int, ...] = ()
+    finest_field: str = "full"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(self.slices))
+        object.__setattr__(self, "schedule", tuple(self.schedule) or tuple(range(1, self.levels + 1)))
         if self.combine not in ("compose", "add"):
             raise ValueError(f"network.combine: expected 'compose' or 'add', found {self.combine!r}")
         unknown = set(self.slices) - set(AXES)
         if unknown:
             raise ValueError(f"network.slices: expected names among {sorted(AXES)}, found {sorted(unknown)}")
+        if self.finest_field not in ("full", "half"):
+            raise ValueError(f"network.finest_field: expected 'full' or 'half', found {self.finest_field!r}")
+        steps = zip((0, *self.schedule), self.schedule, strict=False)
+        if set(self.schedule) != set(range(1, self.levels + 1)) or any(b > a + 1 for a, b in steps):
+            raise ValueError(
+                f"network.schedule: expected levels 1 to {self.levels}, each behind the one below it, "
+                f"found {list(self.schedule)}"
+            )
 
     def asdict(self) -> dict[str, object]:
         """Return the configuration as plain values, for a card or a checkpoint."""
-        return asdict(self) | {"slices": list(self.slices)}
+        return asdict(self) | {"slices": list(self.slices), "schedule": list(self.schedule)}
 
 
 class LevelOutput(NamedTuple):
-    """What one level hands to the next; all on that level's grid.
+    """Where the registration stands behind a run of one level.
+
+    The displacement and the velocity lie on the finest grid of any field so far, the rest on the level's own.
 
     Attributes
     ----------
-    residual : Tensor, shape (B, 3, I, J, K)
+    residual : Tensor, shape (B, 3, i, j, k)
         The level's own velocity R_p, voxels per unit time.
     velocity : Tensor, shape (B, 3, I, J, K)
-        V_p = R_p + V'_(p-1).
+        V_p = R_p + V'_(p-1): the sum of all residuals so far.
     displacement : Tensor, shape (B, 3, I, J, K)
         phi_p - identity, voxels.
-    features : Tensor, shape (B, C, I, J, K)
-        The final feature map.
+    features : Tensor, shape (B, C, i, j, k)
+        The level's final feature map.
+    carried : Tensor, shape (B, C, i', j', k'), or None
+        The feature map that the level received, for a second run of it.
+    level : int
+        p, from 0.
     """
 
     residual: Tensor
     velocity: Tensor
     displacement: Tensor
     features: Tensor
+    carried: Tensor | None
+    level: int
 
 
 class Subnet(nn.Module):
@@ -98,9 +126,13 @@ class Subnet(nn.Module):
     velocity_range : float
         Bound of the returned velocity in voxels.
     dims : {2, 3}, default=3
+    stride : {2, 1}, default=2
+        Of the convolution behind the encoder; 1 when the input has half the images' size already.
     """
 
-    def __init__(self, in_channels: int, channels: int, velocity_range: float, dims: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, velocity_range: float, dims: int = 3, stride: int = 2
+    ) -> None:
         super().__init__()
         conv = nn.Conv3d if dims == 3 else nn.Conv2d
         up = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
@@ -111,7 +143,7 @@ class Subnet(nn.Module):
             nn.LeakyReLU(0.2),
             conv(channels, channels, 3, padding=1, bias=False),
         )
-        self.down = conv(channels, channels, 3, stride=2, padding=1, bias=False)
+        self.down = conv(channels, channels, 3, stride=stride, padding=1, bias=False)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LeakyReLU(0.2),
@@ -121,7 +153,7 @@ class Subnet(nn.Module):
             )
             for _ in range(5)
         )
-        self.up = up(channels, channels, 2, stride=2, bias=False)
+        self.up = up(channels, channels, 2, stride=2, bias=False) if stride == 2 else nn.Identity()
         self.decode = conv(2 * channels, channels, 3, padding=1, bias=False)
         self.head = conv(channels, dims, 3, padding=1, bias=False)
         nn.init.zeros_(self.head.weight)
@@ -133,7 +165,8 @@ class Subnet(nn.Module):
         ----------
         x : Tensor, shape (B, in_channels, *grid)
         carried : Tensor, shape (B, C, *half grid), optional
-            The lower level's final feature map, added behind the stride-2 convolution (section 3.4).
+            The lower level's final feature map, added behind the convolution that follows the encoder
+            (section 3.4).
 
         Returns
         -------
@@ -169,7 +202,7 @@ class MMLN(nn.Module):
         super().__init__()
         self.config = config or NetworkConfig()
         c = self.config
-        self.levels = nn.ModuleList(Subnet(2 if p == 0 else 5, c.channels, c.velocity_range) for p in range(c.levels))
+        self.levels = nn.ModuleList(self._subnet(p) for p in range(c.levels))
         self.slices = nn.ModuleList(
             nn.ModuleDict(
                 {
@@ -182,6 +215,17 @@ class MMLN(nn.Module):
         self.levels.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.slices.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def _subnet(self, p: int) -> Subnet:
+        c = self.config
+        channels = 2 if p == 0 and c.schedule.count(1) == 1 else 5  # nothing is known before the only run of level 1
+        if self._is_folded(p):
+            return Subnet(2 * 2**3 + 3, c.channels, c.velocity_range, stride=1)
+        return Subnet(channels, c.channels, c.velocity_range)
+
+    def _is_folded(self, p: int) -> bool:
+        """Return whether a level sees its images folded into channels of half their size."""
+        return p == self.config.levels - 1 and self.config.finest_field == "half"
+
     def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
         """Predict the velocity fields that align `moving` with `fixed`.
 
@@ -193,31 +237,35 @@ class MMLN(nn.Module):
         Returns
         -------
         tuple of Tensor, each of shape (B, 3, i, j, k)
-            Velocity fields, coarse to fine, for :func:`mmln_pipeline.fields.integrate`: one a level when the levels
-            compose, the finest level's alone when they add.
+            Velocity fields in the order of :func:`mmln_pipeline.fields.integrate`: one for each run of a level when
+            they compose, their sum alone when they add.
         """
         outputs = self.run(fixed, moving)
         if self.config.combine == "add":
             return (outputs[-1].velocity,)
         return tuple(out.residual for out in outputs)
 
+    def schedule(self, levels: int | None = None) -> list[int]:
+        """Return the levels, from 0, in the order in which they run, up to a number of levels."""
+        return [p - 1 for p in self.config.schedule if levels is None or p <= levels]
+
     def run(self, fixed: Tensor, moving: Tensor, levels: int | None = None) -> list[LevelOutput]:
-        """Run the 3-D branch from the coarsest level up.
+        """Run the 3-D branch in the order of the schedule.
 
         Parameters
         ----------
         fixed, moving : Tensor, shape (B, 1, I, J, K)
         levels : int, optional
-            Stop behind this level (default: the finest); the grids stay those of the whole pyramid.
+            Leave out the levels above this one (default: none); the grids stay those of the whole pyramid.
 
         Returns
         -------
         list of LevelOutput
         """
+        pairs = self.pyramid(fixed, moving)
         outputs: list[LevelOutput] = []
-        wanted = self.config.levels if levels is None else levels
-        for p, (f, m) in enumerate(self.pyramid(fixed, moving)[:wanted]):
-            outputs.append(self.run_level(p, f, m, outputs[-1] if outputs else None))
+        for p in self.schedule(levels):
+            outputs.append(self.run_level(p, *pairs[p], outputs[-1] if outputs else None))
         return outputs
 
     def pyramid(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -244,30 +292,47 @@ class MMLN(nn.Module):
         fixed, moving : Tensor, shape (B, 1, I, J, K)
             The pair at this level's size.
         below : LevelOutput, optional
-            The level below, over its whole grid; none for level 0.
+            The run before, over its whole grid; none for the first.
         window : tuple of 3 slices, optional
-            Voxels of this level's grid with even starts: the core strategy, or a training sub-volume.
+            Voxels of the finest level's grid with even starts: the core strategy, or a training sub-volume.
 
         Returns
         -------
         LevelOutput
             On the window when there is one.
         """
-        if below is None:
-            velocity, features = self.levels[p](_channels_last(torch.cat([fixed, moving], 1)))
-            return LevelOutput(velocity, velocity, exponentiate(velocity), features)
         shape = fixed.shape[2:]
         where = window or tuple(slice(0, n) for n in shape)
-        origin = tuple(s.start for s in where)
-        prior_velocity = crop(resize_field(below.velocity, shape), where)
-        prior = resize_field(below.displacement, shape)
-        moved = warp(moving, crop(prior, where), origin=origin)
-        x = torch.cat([crop(fixed, where), moved, prior_velocity], 1)
-        carried = crop(below.features, tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in where))
-        residual, features = self.levels[p](_channels_last(x), carried)
-        velocity = prior_velocity + residual
-        displacement = self._join(prior, velocity, residual, origin)
-        return LevelOutput(residual, velocity, displacement, features)
+        own, own_shape = (_halve(where), _half(shape)) if self._is_folded(p) else (where, shape)
+        if below is None:
+            size = [s.stop - s.start for s in own]
+            velocity = fixed.new_zeros(len(fixed), 3, *size)
+            residual, features = self.levels[p](self._input(p, fixed, moving, velocity))
+            return LevelOutput(residual, residual, exponentiate(residual), features, None, p)
+        moved = warp(moving, crop(resize_field(below.displacement, shape), where), origin=[s.start for s in where])
+        seen = crop(resize_field(below.velocity, own_shape), own)
+        carried = below.features if below.level < p else below.carried
+        cropped = carried
+        if window is not None and carried is not None:
+            cropped = crop(carried, _halve(where))
+        residual, features = self.levels[p](self._input(p, crop(fixed, where), moved, seen), cropped)
+        if window is None:  # what a coarser level adds to a finer field must not make that coarser
+            finest = [max(pair) for pair in zip(below.velocity.shape[2:], own_shape, strict=True)]
+            own, own_shape = tuple(slice(0, n) for n in finest), finest
+        step = resize_field(residual, [s.stop - s.start for s in own])
+        velocity = crop(resize_field(below.velocity, own_shape), own) + step
+        prior = resize_field(below.displacement, own_shape)
+        displacement = self._join(prior, velocity, residual, [s.start for s in own])
+        return LevelOutput(residual, velocity, displacement, features, carried, p)
+
+    def _input(self, p: int, fixed: Tensor, moved: Tensor, velocity: Tensor) -> Tensor:
+        """Stack a subnet's input channels."""
+        images = torch.cat([fixed, moved], 1)
+        if self._is_folded(p):
+            images = fold(images)
+        if p == 0 and self.levels[0].encode[0].in_channels == 2:
+            return _channels_last(images)
+        return _channels_last(torch.cat([images, velocity], 1))
 
     def run_slices(
         self, p: int, fixed: Tensor, moving: Tensor, out: LevelOutput, below: LevelOutput | None = None
@@ -295,31 +360,45 @@ class MMLN(nn.Module):
         """
         shape = fixed.shape[2:]
         planes = [fixed, moving]
+        prior = prior_velocity = fixed.new_zeros(len(fixed), 3, *shape)
         if below is not None:
-            prior = resize_field(below.displacement, shape)
-            prior_velocity = resize_field(below.velocity, shape)
+            prior, prior_velocity = (resize_field(u, shape) for u in (below.displacement, below.velocity))
             planes = [fixed, warp(moving, prior)]
         displacements = []
         for plane in self.config.slices:
             axis = AXES[plane]
-            inputs = list(planes)
-            if below is not None:
-                inputs.append(_drop_component(prior_velocity, axis))
-            inputs.append(out.features)
-            stack = to_slices(torch.cat(inputs, 1), axis)
+            known = [_drop_component(prior_velocity, axis)] if p > 0 else []
+            stack = to_slices(torch.cat([*planes, *known, out.features], 1), axis)
             in_plane, _ = self.slices[p].get_submodule(plane)(stack.contiguous(memory_format=torch.channels_last))
             residual = splice(in_plane, axis, batch=fixed.shape[0])
-            if below is None:
-                displacements.append(exponentiate(residual))
-            else:
-                displacements.append(self._join(prior, prior_velocity + residual, residual, (0, 0, 0)))
+            displacements.append(self._join(prior, prior_velocity + residual, residual, (0, 0, 0)))
         return displacements
 
     def _join(self, prior: Tensor, velocity: Tensor, residual: Tensor, origin: Sequence[int]) -> Tensor:
-        """Return phi_p's displacement from the doubled phi'_(p-1) and this level's velocity."""
+        """Return the displacement behind a run: of all velocities so far, or of its own behind the one before it."""
         if self.config.combine == "add":
             return exponentiate(velocity)
-        return compose(prior, exponentiate(residual), origin=origin)
+        return compose(prior, resize_field(exponentiate(residual), velocity.shape[2:]), origin=origin)
+
+
+def fold(image: Tensor) -> Tensor:
+    """Fold blocks of 2 x 2 x 2 voxels into channels.
+
+    Parameters
+    ----------
+    image : Tensor, shape (B, C, I, J, K)
+        An odd size is filled up by repeating the border.
+
+    Returns
+    -------
+    Tensor, shape (B, 8 C, ceil(I/2), ceil(J/2), ceil(K/2))
+    """
+    odd = [n % 2 for n in image.shape[:1:-1]]  # the last axis first, as padding wants it
+    if any(odd):
+        image = F.pad(image, [side for n in odd for side in (0, n)], mode="replicate")
+    for dim in (2, 4, 6):
+        image = image.unflatten(dim, (-1, 2))
+    return image.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)  # (B, C, i, 2, j, 2, k, 2) -> (B, C 8, i, j, k)
 
 
 def to_slices(volume: Tensor, axis: int) -> Tensor:
@@ -356,6 +435,15 @@ def splice(in_plane: Tensor, axis: int, batch: int) -> Tensor:
     field = in_plane.unflatten(0, (batch, -1)).movedim(1, 2 + axis)  # (B, n, 2, h, w) -> (B, 2, I, J, K)
     through = torch.zeros_like(field[:, :1])
     return torch.cat([field[:, :axis], through, field[:, axis:]], dim=1)
+
+
+def _half(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple((n + 1) // 2 for n in shape)
+
+
+def _halve(window: Window) -> Window:
+    """Return a window of even starts on the grid of half the size."""
+    return tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in window)
 
 
 def _drop_component(field: Tensor, axis: int) -> Tensor:

@@ -13,6 +13,7 @@ from mmln_pipeline.losses import (
     local_correlation_loss,
     similarity_loss,
     smoothness_loss,
+    soft_dice_loss,
 )
 
 SHAPE = (7, 8, 9)
@@ -36,6 +37,23 @@ def test_local_correlation_matches_a_window_by_hand():
     pair = torch.stack([a[(0, 0, *centre)].flatten(), b[(0, 0, *centre)].flatten()])
     expected = torch.corrcoef(pair)[0, 1] ** 2
     torch.testing.assert_close(local_correlation(a, b, 3)[0, 0, 3, 4, 5], expected, atol=1e-3, rtol=0)
+
+
+def test_of_several_windows_the_mean_counts():
+    a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    expected = (local_correlation_loss(a, b, 3) + local_correlation_loss(a, b, 5)) / 2
+    torch.testing.assert_close(local_correlation_loss(a, b, (3, 5)), expected)
+
+
+def test_soft_dice_counts_the_structures_that_are_there():
+    fixed = torch.zeros(1, 3, *SHAPE)
+    fixed[:, 0, 1:5, 1:5, 1:5] = 1
+    fixed[:, 1, 5:7, 5:7, 5:7] = 1
+    assert soft_dice_loss(fixed, fixed) == pytest.approx(0, abs=1e-6)
+    half = fixed.clone()
+    half[:, 0, 1:5, 1:5, 1:3] = 0
+    assert soft_dice_loss(fixed, half) == pytest.approx((1 - 2 * 32 / (64 + 32)) / 2, abs=1e-6)
+    assert soft_dice_loss(fixed, torch.zeros_like(fixed)) == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])

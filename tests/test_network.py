@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from mmln_pipeline.fields import integrate
-from mmln_pipeline.network import MMLN, NetworkConfig, splice, to_slices
-from mmln_pipeline.training.config import LossConfig
-from mmln_pipeline.training.objective import LevelObjective, central_window
+from mmln_pipeline.network import MMLN, NetworkConfig, fold, splice, to_slices
+from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
+from mmln_pipeline.training.objective import RunObjective, central_window
 
 SHAPE = (16, 20, 24)
 
 
-def tiny(combine="compose", slices=("axial",), seed=0):
+CYCLE = (1, 1, 2, 1, 2, 3)
+
+
+def tiny(combine="compose", slices=("axial",), seed=0, **options):
     """Return a small network whose last convolutions are no longer zero."""
     torch.manual_seed(seed)
-    model = MMLN(NetworkConfig(channels=4, combine=combine, slices=slices))
+    model = MMLN(NetworkConfig(channels=4, combine=combine, slices=slices, **options))
     for name, parameter in model.named_parameters():
         if "head" in name:
             torch.nn.init.normal_(parameter, std=0.02)
@@ -41,18 +44,46 @@ def test_number_of_fields(pair):
     assert velocity.shape == (1, 3, *SHAPE)
 
 
+@pytest.mark.parametrize("finest_field", ["full", "half"])
+@pytest.mark.parametrize("schedule", [(), CYCLE, (1, 2, 3, 3)])
 @pytest.mark.parametrize("combine", ["compose", "add"])
-def test_integrated_velocities_are_the_finest_levels_field(pair, combine):
-    model = tiny(combine)
+def test_integrated_velocities_are_the_last_runs_field(pair, combine, schedule, finest_field):
+    model = tiny(combine, schedule=schedule, finest_field=finest_field)
     with torch.no_grad():
         expected = model.run(*pair)[-1].displacement
-        torch.testing.assert_close(integrate(model(*pair), SHAPE), expected, atol=1e-3, rtol=0)
+        torch.testing.assert_close(integrate(model(*pair), expected.shape[2:]), expected, atol=1e-3, rtol=0)
+    assert expected.shape[2:] == (SHAPE if finest_field == "full" else (8, 10, 12))
 
 
-def test_odd_shapes_run():
+def test_a_coarser_run_keeps_the_finer_field(pair):
+    model = tiny(schedule=(1, 2, 1, 2, 3))
     with torch.no_grad():
-        fields = tiny()(torch.rand(1, 1, 13, 18, 23), torch.rand(1, 1, 13, 18, 23))
-    assert fields[-1].shape == (1, 3, 13, 18, 23)
+        outputs = model.run(*pair)
+    assert [out.level for out in outputs] == [0, 1, 0, 1, 2]
+    assert outputs[2].residual.shape[2:] == (4, 5, 6)
+    assert outputs[2].displacement.shape == outputs[1].displacement.shape
+
+
+def test_without_a_level_its_runs_are_left_out(pair):
+    model = tiny(schedule=CYCLE)
+    assert model.schedule(2) == [0, 0, 1, 0, 1]
+    assert [out.level for out in model.run(*pair, levels=1)] == [0, 0, 0]
+
+
+def test_folding_keeps_every_voxel_in_its_block():
+    image = torch.arange(2 * 2 * 3 * 4 * 5.0).view(2, 2, 3, 4, 5)
+    folded = fold(image)
+    assert folded.shape == (2, 16, 2, 2, 3)
+    torch.testing.assert_close(folded[1, :8, 0, 1, 1].view(2, 2, 2), image[1, 0, 0:2, 2:4, 2:4])
+    torch.testing.assert_close(folded[1, 8:, 1, 0, 0].view(2, 2, 2)[0], image[1, 1, 2, 0:2, 0:2])
+
+
+@pytest.mark.parametrize(("finest_field", "shape"), [("full", (13, 18, 23)), ("half", (7, 9, 12))])
+def test_odd_shapes_run(finest_field, shape):
+    model = tiny(schedule=CYCLE, finest_field=finest_field)
+    with torch.no_grad():
+        fields = model(torch.rand(1, 1, 13, 18, 23), torch.rand(1, 1, 13, 18, 23))
+    assert fields[-1].shape == (1, 3, *shape)
 
 
 def test_batch_equals_single(pair):
@@ -118,8 +149,9 @@ def test_the_core_branch_uses_the_finest_levels_weights(pair):
     assert touched == {name for name, _ in model.named_parameters() if name.startswith("levels.2")}
 
 
-def test_a_window_as_large_as_the_grid_changes_nothing(pair):
-    model = tiny()
+@pytest.mark.parametrize("finest_field", ["full", "half"])
+def test_a_window_as_large_as_the_grid_changes_nothing(pair, finest_field):
+    model = tiny(schedule=CYCLE, finest_field=finest_field)
     pairs = model.pyramid(*pair)
     with torch.no_grad():
         below = model.run(*pair, levels=2)[-1]
@@ -128,20 +160,48 @@ def test_a_window_as_large_as_the_grid_changes_nothing(pair):
     torch.testing.assert_close(whole.displacement, windowed.displacement)
 
 
+def grown(model):
+    """Return which levels' weights have a gradient."""
+    return {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
 @pytest.mark.parametrize("combine", ["compose", "add"])
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_the_objective_trains_its_level_and_freezes_the_lower_ones(pair, level, combine):
+def test_the_objective_trains_its_level_and_freezes_the_runs_before(pair, level, combine):
     model = tiny(combine)
-    objective = LevelObjective(model, LossConfig(core=(8, 12, 12)), level)
-    losses = objective(*pair, frozen=True)
+    stages = (StageConfig(levels=(1,), steps=1),)
+    objective = RunObjective(
+        model, TrainConfig("tiny", network=model.config, loss=LossConfig(core=(8, 12, 12)), stages=stages)
+    )
+    losses = objective(*pair, level, range(level), frozen=True)
     losses["loss"].backward()
-    grown = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert grown == {str(level)}
-    assert losses["branch"] > 0
+    assert grown(model) == {str(level)}
+    assert losses["branch"] > 0 and losses["dice"] == 0
     model.zero_grad()
-    objective(*pair, frozen=False)["loss"].backward()
-    grown = {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert grown == {str(p) for p in range(level + 1)}
+    objective(*pair, level, range(level), frozen=False)["loss"].backward()
+    assert grown(model) == {str(p) for p in range(level + 1)}
+
+
+@pytest.mark.parametrize("finest_field", ["full", "half"])
+@pytest.mark.parametrize("run", range(len(CYCLE)))
+def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
+    model = tiny(schedule=CYCLE, finest_field=finest_field)
+    config = TrainConfig(
+        "tiny",
+        network=model.config,
+        loss=LossConfig(similarity="local", window=3, theta=0, dice=1.0),
+        stages=(StageConfig(levels=(1,), steps=1),),
+    )
+    labels = torch.zeros(1, 1, *SHAPE, dtype=torch.int16)
+    labels[..., 4:12, 4:12, 4:12] = 47
+    runs = model.schedule()
+    window = tuple(slice(2, n - 2) for n in SHAPE) if runs[run] == 2 else None
+    losses = RunObjective(model, config)(
+        *pair, runs[run], runs[:run], frozen=True, window=window, labels=(labels, labels.roll(1, 2))
+    )
+    losses["loss"].backward()
+    assert grown(model) == {str(runs[run])}
+    assert 0 < losses["dice"] < 1
 
 
 def test_configuration_names_what_it_knows():

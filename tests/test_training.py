@@ -39,14 +39,16 @@ learning_rate = 1e-3
 schedule = "cosine"
 averaging = 0.9
 batch_size = {batch}
-[[levels]]
+[[stages]]
+levels = [1]
 steps = 4
-[[levels]]
+[[stages]]
+levels = [2]
 steps = 3
 frozen_steps = 1
-[[levels]]
+[[stages]]
+levels = [1, 3]
 steps = 3
-frozen_steps = 2
 window = [16, 20, 24]
 """
 
@@ -92,7 +94,7 @@ def test_a_resumed_run_continues_to_the_bit(project, monkeypatch):
     for _ in range(20):  # a clock that has always run out: every call takes one step
         train(project, minutes=1e-9, device="cpu")
     resumed = torch.load(project.parent / "run" / "checkpoint.pt", weights_only=True)
-    assert resumed["progress"]["level"] == 2
+    assert resumed["progress"]["stage"] == 2
     assert resumed["progress"]["step"] == 3
     for name, tensor in straight["model"].items():
         assert torch.equal(tensor, resumed["model"][name]), name
@@ -130,7 +132,9 @@ def test_training_lowers_the_loss(project):
         ('schedule = "cosine"', 'schedule = "step"', "optimization.schedule: expected .* found 'step'"),
         ('name = "tiny"', "", "name"),
         ("[network]", "[network", r"config\.toml"),
-        ("[[levels]]\nsteps = 4\n", "", "expected 3 .* found 2"),
+        ("levels = [1]", "levels = [4]", r"levels among \[1, 2, 3\] in stage 1, found \[4\]"),
+        ("window = 3", "window = 3\nsmoothing = [1.0, 2.0]", "expected 3 numbers, found 2"),
+        ("channels = 4", "channels = 4\nschedule = [1, 3]", "network.schedule: expected .* found"),
     ],
 )
 def test_bad_configurations_are_named(project, old, new, message):
@@ -169,19 +173,37 @@ def test_sources_follow_split_and_labels(tmp_path):
 def test_pairs_are_two_people_and_depend_on_the_seed_alone(project):
     volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))
     first, again = (draw_pair(volumes, DataConfig(), np.random.default_rng([0, 1, 2])) for _ in range(2))
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], first[1])
-    assert first[0].min() >= 0 and first[0].max() <= 1
+    assert torch.equal(first.fixed, again.fixed) and torch.equal(first.moving, again.moving)
+    assert not torch.equal(first.fixed, first.moving)
+    assert first.fixed.min() >= 0 and first.fixed.max() <= 1
     assert {(f.name, m.name) for f, m in validation_pairs(volumes)} == {
         ("brain1", "brain2"),
         ("brain2", "brain1"),
     }
 
 
+def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):
+    volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))[1:]
+    plain, mirrored = None, None
+    for seed in range(20):
+        pair = draw_pair(volumes, DataConfig(gamma=0), np.random.default_rng(seed))
+        assert pair.labels is not None
+        source = volumes[0] if torch.equal(pair.labels[0].sum(), volumes[0].labels.sum()) else volumes[1]
+        if torch.equal(pair.fixed[0], source.image / 255):
+            plain = torch.equal(pair.labels[0][0], source.labels)
+        else:
+            mirrored = torch.equal(pair.labels[0][0], source.labels.flip(1))
+    assert plain and mirrored
+
+    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0"))
+    train(project, minutes=1e-9, device="cpu")
+    row = (project.parent / "run" / "log.csv").read_text().splitlines()
+    assert row[0].endswith(",dice")
+
+
 def test_windows_stay_inside_with_even_starts(rng):
-    assert draw_window(SHAPE, 2, 3, (), rng) is None
     for _ in range(50):
-        window = draw_window(SHAPE, 2, 3, (16, 20, 24), rng)
+        window = draw_window(SHAPE, (16, 20, 24), rng)
         assert all(s.start % 2 == 0 and s.stop <= n for s, n in zip(window, SHAPE, strict=True))
         assert tuple(s.stop - s.start for s in window) == (16, 20, 24)
 

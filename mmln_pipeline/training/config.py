@@ -66,10 +66,12 @@ class LossConfig:
     Parameters
     ----------
     similarity : {"global", "local"}
-    window : int
-        Edge in voxels of the local similarity's window.
-    smoothing : float
-        Regularisation parameter k of eq. 5.
+    window : int or sequence of int
+        Edge in voxels of the local similarity's window; of several windows, the mean counts.
+    smoothing : float or sequence of float
+        Regularisation parameter k of eq. 5: one for all levels, or one a level.
+    dice : float
+        Weight of one minus the soft Dice over the 28 structures, for pairs with labels; 0 trains without labels.
     alpha, beta, theta : float
         Weights of the slice branch at levels 1 and 2, and of the core branch at level 3; 0 leaves a branch out.
     core : tuple of int
@@ -77,8 +79,9 @@ class LossConfig:
     """
 
     similarity: str = "global"
-    window: int = 7
-    smoothing: float = 1.0
+    window: int | tuple[int, ...] = 7
+    smoothing: float | tuple[float, ...] = 1.0
+    dice: float = 0.0
     alpha: float = 0.25
     beta: float = 0.5
     theta: float = 0.25
@@ -87,30 +90,38 @@ class LossConfig:
     def __post_init__(self) -> None:
         if self.similarity not in ("global", "local"):
             raise ValueError(f"loss.similarity: expected 'global' or 'local', found {self.similarity!r}")
-        if self.window % 2 == 0 or self.window < 3:
-            raise ValueError(f"loss.window: expected an odd number of at least 3, found {self.window}")
+        for window in (self.window,) if isinstance(self.window, int) else self.window:
+            if window % 2 == 0 or window < 3:
+                raise ValueError(f"loss.window: expected an odd number of at least 3, found {window}")
 
 
 @dataclass(frozen=True)
-class LevelConfig:
-    """How one pyramid level is trained.
+class StageConfig:
+    """One stage of the training: some steps that teach one or several levels.
+
+    Each step draws one of the levels, then one of its runs in the network's schedule (without the levels that no
+    stage has taught yet). The runs before it give it its start.
 
     Parameters
     ----------
+    levels : tuple of int
+        Levels to train, from 1 (coarsest).
     steps : int
         Optimiser steps.
-    frozen_steps : int
-        Steps at the beginning during which the lower levels stay as they are.
+    frozen_steps : int, optional
+        Steps at the beginning during which the loss does not reach the runs before the drawn one (default: all).
     window : tuple of int, optional
-        Train on wandering sub-volumes of this size instead of on the whole grid; empty for the whole grid.
-    smoothing : float, optional
-        Regularisation parameter k at this level; 0 for that of the loss.
+        Train the finest level on wandering sub-volumes of this size; empty for the whole grid.
     """
 
+    levels: tuple[int, ...]
     steps: int
-    frozen_steps: int = 0
+    frozen_steps: int = -1
     window: tuple[int, ...] = ()
-    smoothing: float = 0.0
+
+    def is_frozen(self, step: int) -> bool:
+        """Return whether a step, from 0, leaves the runs before the drawn one as they are."""
+        return self.frozen_steps < 0 or step < self.frozen_steps
 
 
 @dataclass(frozen=True)
@@ -170,13 +181,29 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
-    levels: tuple[LevelConfig, ...] = ()
+    stages: tuple[StageConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.levels) != self.network.levels:
-            raise ValueError(
-                f"levels: expected {self.network.levels} [[levels]] tables, one a level, found {len(self.levels)}"
-            )
+        known = set(range(1, self.network.levels + 1))
+        for number, stage in enumerate(self.stages, 1):
+            if not stage.levels or not set(stage.levels) <= known:
+                raise ValueError(
+                    f"stages: expected levels among {sorted(known)} in stage {number}, found {list(stage.levels)}"
+                )
+        if not self.stages:
+            raise ValueError("stages: expected at least one [[stages]] table, found none")
+        smoothing = self.loss.smoothing
+        if isinstance(smoothing, tuple) and len(smoothing) != self.network.levels:
+            raise ValueError(f"loss.smoothing: expected {self.network.levels} numbers, found {len(smoothing)}")
+
+    def taught(self, stage: int) -> int:
+        """Return the finest level, from 1, that some stage up to this one (from 0) teaches."""
+        return max(level for s in self.stages[: stage + 1] for level in s.levels)
+
+    def smoothing(self, level: int) -> float:
+        """Return the regularisation parameter k of a level, from 0."""
+        k = self.loss.smoothing
+        return k[level] if isinstance(k, tuple) else k
 
     def asdict(self) -> dict[str, Any]:
         """Return the configuration as plain values, for the card and for the check on resuming."""
@@ -218,7 +245,7 @@ def load_config(path: str | Path) -> TrainConfig:
                 "data": _build(DataConfig, data, "data"),
                 "loss": _build(LossConfig, table.get("loss", {}), "loss"),
                 "optimization": _build(OptimizationConfig, table.get("optimization", {}), "optimization"),
-                "levels": tuple(_build(LevelConfig, entry, "levels") for entry in table.get("levels", [])),
+                "stages": tuple(_build(StageConfig, entry, "stages") for entry in table.get("stages", [])),
             },
             "",
         )

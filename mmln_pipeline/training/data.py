@@ -172,7 +172,24 @@ def validation_pairs(volumes: list[Volume]) -> Iterator[tuple[Volume, Volume]]:
                 yield fixed, moving
 
 
-def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class TrainingPair:
+    """An augmented pair.
+
+    Parameters
+    ----------
+    fixed, moving : Tensor, shape (1, 1, I, J, K)
+        Images in [0, 1].
+    labels : tuple of 2 Tensor, each of shape (1, 1, I, J, K), or None
+        Label images of both, when both have them.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    labels: tuple[Tensor, Tensor] | None
+
+
+def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Generator) -> TrainingPair:
     """Draw a training pair of two people, augmented.
 
     Parameters
@@ -183,20 +200,21 @@ def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Ge
 
     Returns
     -------
-    fixed, moving : Tensor, shape (1, 1, I, J, K)
-        In [0, 1].
+    TrainingPair
     """
     fixed = volumes[generator.integers(len(volumes))]
     others = [v for v in volumes if v.person != fixed.person]
     moving = others[generator.integers(len(others))]
     mirror = config.flip and generator.random() < 0.5
-    pair = []
+    images, labels = [], []
     for volume in (fixed, moving):
         image = volume.image[None].float() / 255
         if config.gamma:
             image = image ** float(np.exp(generator.normal(0, config.gamma)))
-        pair.append(image.flip(2) if mirror else image)
-    return pair[0], pair[1]
+        images.append(image.flip(2) if mirror else image)
+        labels.append(volume.labels[None].flip(2) if mirror else volume.labels[None])  # sides swap in both alike
+    both = len(fixed.labels) > 0 and len(moving.labels) > 0
+    return TrainingPair(images[0], images[1], (labels[0], labels[1]) if both else None)
 
 
 def _split(folder: Path, split: str) -> set[tuple[str, str]]:

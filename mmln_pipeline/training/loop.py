@@ -1,11 +1,12 @@
-"""Train MMLN level by level: draw, step, log, validate, save; a resumed run continues to the bit."""
+"""Train MMLN stage by stage: draw, step, log, validate, save; a resumed run continues to the bit."""
 
 from __future__ import annotations
 
 import csv
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,9 @@ from mmln_pipeline.fields import Window
 from mmln_pipeline.files import atomic_path, write_text
 from mmln_pipeline.network import MMLN
 from mmln_pipeline.progress import progress_bar
-from mmln_pipeline.training.config import LevelConfig, TrainConfig, load_config
-from mmln_pipeline.training.data import build_pack, draw_pair, load_pack
-from mmln_pipeline.training.objective import LevelObjective
+from mmln_pipeline.training.config import StageConfig, TrainConfig, load_config
+from mmln_pipeline.training.data import TrainingPair, build_pack, draw_pair, load_pack
+from mmln_pipeline.training.objective import RunObjective
 from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model, save_model
 
@@ -36,17 +37,17 @@ class Progress:
 
     Parameters
     ----------
-    level, step : int
-        Level being trained (from 0), and steps done at it.
+    stage, step : int
+        Stage that runs (from 0), and steps done in it.
     best_score : float
-        Best validation Dice so far; a level starts as the one below it left off, and has to beat it.
+        Best validation Dice so far; a stage starts as the one before it left off, and has to beat it.
     scores : dict of str to dict
-        Best validation scores of each finished or running level.
+        Best validation scores of each finished or running stage.
     steps, hours : dict of str to float
-        Steps and hours spent on each level.
+        Steps and hours spent on each stage.
     """
 
-    level: int
+    stage: int
     step: int
     best_score: float
     scores: dict[str, dict[str, float]]
@@ -55,7 +56,7 @@ class Progress:
 
 
 def train(config_path: str | Path, minutes: float | None = None, device: str = "auto", resume: bool = True) -> Path:
-    """Train a network from a configuration, level after level.
+    """Train a network from a configuration, stage after stage.
 
     The run's folder receives ``checkpoint.pt`` (all that resuming needs), ``log.csv`` (one row a step) and, after each
     validation that is the best so far, ``NAME.safetensors`` with its card ``NAME.json``.
@@ -126,25 +127,24 @@ class Trainer:
         self.progress = Progress(0, 0, -1.0, {}, {}, {})
 
     def run(self, minutes: float | None, resume: bool) -> Path:
-        """Train until the last level's last step, or for some minutes."""
+        """Train until the last stage's last step, or for some minutes."""
         deadline = time.monotonic() + 60 * minutes if minutes else math.inf
         checkpoint = self.output / CHECKPOINT
         stored = self._load(checkpoint) if resume and checkpoint.is_file() else None
-        for level in range(self.progress.level, self.config.network.levels):
-            if level != self.progress.level:
-                self.progress.level, self.progress.step = level, 0
-            finished = self._train_level(level, stored, deadline)
+        for stage in range(self.progress.stage, len(self.config.stages)):
+            if stage != self.progress.stage:
+                self.progress.stage, self.progress.step = stage, 0
+            finished = self._train_stage(stage, stored, deadline)
             stored = None
             if not finished:
                 break
         return self.output / f"{self.config.name}.safetensors"
 
-    def _train_level(self, level: int, stored: dict[str, Any] | None, deadline: float) -> bool:
-        """Train one level; return whether it got to its last step."""
-        plan = self.config.levels[level]
-        loss = replace(self.config.loss, smoothing=plan.smoothing or self.config.loss.smoothing)
-        objective = LevelObjective(self.model, loss, level)
-        parameters = [p for q in range(level + 1) for p in self._level_parameters(q)]
+    def _train_stage(self, stage: int, stored: dict[str, Any] | None, deadline: float) -> bool:
+        """Train one stage; return whether it got to its last step."""
+        plan = self.config.stages[stage]
+        objective = RunObjective(self.model, self.config)
+        parameters = [p for q in self._reached(plan) for p in self._level_parameters(q)]
         optimizer = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
         wrapped, optimizer = self.fabric.setup(objective, optimizer)
         averaged = AveragedModel(self.model, avg_fn=self._average)
@@ -152,41 +152,54 @@ class Trainer:
             optimizer.load_state_dict(stored["optimizer"])
             averaged.load_state_dict(stored["averaged"])
         began = time.monotonic()
-        with progress_bar(f"level {level + 1}", plan.steps, self.progress.step) as advance:
+        with progress_bar(f"stage {stage + 1}", plan.steps, self.progress.step) as advance:
             while self.progress.step < plan.steps:
-                losses = self._step(level, plan, wrapped, optimizer)
+                losses = self._step(stage, wrapped, optimizer)
                 averaged.update_parameters(self.model)
                 self.progress.step += 1
-                self._log(level, losses, optimizer.param_groups[0]["lr"])
+                self._log(stage, losses, optimizer.param_groups[0]["lr"])
                 advance(f"loss {losses['loss']:.4f}")
                 late = time.monotonic() > deadline
                 step, last = self.progress.step, self.progress.step == plan.steps
                 is_validated = step % self.config.validate_every == 0 or last
                 is_saved = step % self.config.save_every == 0 or late
                 if is_validated or is_saved:
-                    began = self._account(level, began)
+                    began = self._account(stage, began)
                 if is_validated:
-                    self._validate(level, averaged)
+                    self._validate(stage, averaged)
                 if is_saved:
                     self._save(optimizer, averaged)
                 if late:
                     return False
-        self._keep_best(level)
+        self._keep_best()
         self._save(optimizer, averaged)
         return True
 
-    def _step(self, level: int, plan: LevelConfig, objective: Any, optimizer: Any) -> dict[str, float]:
+    def _reached(self, plan: StageConfig) -> list[int]:
+        """Return the levels, from 0, whose weights a stage moves."""
+        if plan.is_frozen(plan.steps - 1):
+            return [level - 1 for level in plan.levels]
+        return list(range(max(plan.levels)))
+
+    def _step(self, stage: int, objective: Any, optimizer: Any) -> dict[str, float]:
         """Take one optimiser step on freshly drawn pairs; what is drawn depends on the seed and the step alone."""
-        step = self.progress.step
-        generator = np.random.default_rng([self.config.seed, level, step])
+        plan, step = self.config.stages[stage], self.progress.step
+        generator = np.random.default_rng([self.config.seed, stage, step])
+        runs = self.model.schedule(self.config.taught(stage))
+        level = plan.levels[generator.integers(len(plan.levels))] - 1
+        run = generator.choice([i for i, p in enumerate(runs) if p == level])
         pairs = [
             draw_pair(self.volumes, self.config.data, generator) for _ in range(self.config.optimization.batch_size)
         ]
-        fixed, moving = (torch.cat(images) for images in zip(*pairs, strict=True))
-        window = draw_window(fixed.shape[2:], level, self.config.network.levels, plan.window, generator)
+        window = None
+        if plan.window and level == self.config.network.levels - 1:
+            window = draw_window(pairs[0].fixed.shape[2:], plan.window, generator)
+        batch = _stack(pairs)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
-        losses = objective(fixed, moving, frozen=step < plan.frozen_steps, window=window)
+        losses = objective(
+            batch.fixed, batch.moving, level, runs[:run], plan.is_frozen(step), window=window, labels=batch.labels
+        )
         optimizer.zero_grad()
         self.fabric.backward(losses["loss"])
         self.fabric.clip_gradients(objective, optimizer, max_norm=1.0)
@@ -201,7 +214,7 @@ class Trainer:
         return rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
     def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        """Return the running mean of a weight, its memory growing from the level's first steps on."""
+        """Return the running mean of a weight, its memory growing from the stage's first steps on."""
         n = float(count)
         keep = min(self.config.optimization.averaging, (1 + n) / (10 + n))
         return average.lerp(current, 1 - keep)
@@ -210,18 +223,18 @@ class Trainer:
         branches = list(self.model.slices[level].parameters()) if level < len(self.model.slices) else []
         return [*self.model.levels[level].parameters(), *branches]
 
-    def _validate(self, level: int, averaged: AveragedModel) -> None:
+    def _validate(self, stage: int, averaged: AveragedModel) -> None:
         """Score the averaged weights; keep them when they are the best so far."""
         with self.fabric.autocast():
-            scores = validate(cast(MMLN, averaged.module), self.validation, level + 1)
+            scores = validate(cast(MMLN, averaged.module), self.validation, self.config.taught(stage))
         print(
-            f"level {level + 1} step {self.progress.step}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()),
+            f"stage {stage + 1} step {self.progress.step}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()),
             flush=True,
         )
         if scores["dice"] <= self.progress.best_score:
             return
         self.progress.best_score = scores["dice"]
-        self.progress.scores[str(level + 1)] = scores
+        self.progress.scores[str(stage + 1)] = scores
         card = {
             "name": self.config.name,
             "license": self.config.license,
@@ -236,26 +249,26 @@ class Trainer:
         }
         save_model(cast(MMLN, averaged.module), self.output / f"{self.config.name}.safetensors", card)
 
-    def _keep_best(self, level: int) -> None:
-        """Continue the next level from this level's best weights."""
+    def _keep_best(self) -> None:
+        """Continue with the next stage from the best weights so far."""
         best, _ = load_model(str(self.output / f"{self.config.name}.safetensors"))
         self.model.load_state_dict(best.state_dict())
 
-    def _account(self, level: int, began: float) -> float:
+    def _account(self, stage: int, began: float) -> float:
         """Book the steps and the time since `began`; return the time now."""
-        key, now = str(level + 1), time.monotonic()
+        key, now = str(stage + 1), time.monotonic()
         self.progress.steps[key] = self.progress.step
         self.progress.hours[key] = self.progress.hours.get(key, 0.0) + (now - began) / 3600
         return now
 
-    def _log(self, level: int, losses: dict[str, float], rate: float) -> None:
+    def _log(self, stage: int, losses: dict[str, float], rate: float) -> None:
         path = self.output / "log.csv"
         fresh = not path.exists()
         with path.open("a", newline="") as lines:
             writer = csv.writer(lines)
             if fresh:
-                writer.writerow(["level", "step", "learning_rate", *losses])
-            writer.writerow([level + 1, self.progress.step, f"{rate:.3g}", *(f"{v:.6f}" for v in losses.values())])
+                writer.writerow(["stage", "step", "learning_rate", *losses])
+            writer.writerow([stage + 1, self.progress.step, f"{rate:.3g}", *(f"{v:.6f}" for v in losses.values())])
 
     def _save(self, optimizer: Any, averaged: AveragedModel) -> None:
         state = {
@@ -286,21 +299,22 @@ class Trainer:
         """Drop the log's rows of steps behind the checkpoint: they are about to be done again."""
         path = self.output / "log.csv"
         header, *rows = path.read_text().splitlines()
-        done = (self.progress.level + 1, self.progress.step)
+        done = (self.progress.stage + 1, self.progress.step)
         kept = [row for row in rows if tuple(map(int, row.split(",")[:2])) <= done]
         write_text(path, "\n".join([header, *kept]) + "\n")
 
 
-def draw_window(
-    shape: tuple[int, ...] | torch.Size,
-    level: int,
-    levels: int,
-    size: tuple[int, ...],
-    generator: np.random.Generator,
-) -> Window | None:
-    """Draw where a level's training sub-volume lies; None when the level trains on its whole grid."""
-    if not size:
-        return None
-    grid = [n >> (levels - 1 - level) for n in shape]
-    starts = [2 * int(generator.integers((n - s) // 2 + 1)) for n, s in zip(grid, size, strict=True)]
+def draw_window(shape: Sequence[int], size: Sequence[int], generator: np.random.Generator) -> Window:
+    """Draw where a training sub-volume of the finest level lies, with even starts."""
+    starts = [2 * int(generator.integers((n - s) // 2 + 1)) for n, s in zip(shape, size, strict=True)]
     return tuple(slice(start, start + s) for start, s in zip(starts, size, strict=True))
+
+
+def _stack(pairs: Sequence[TrainingPair]) -> TrainingPair:
+    """Join pairs to a batch, with labels when all pairs have them."""
+    labels = [pair.labels for pair in pairs if pair.labels is not None]
+    return TrainingPair(
+        torch.cat([pair.fixed for pair in pairs]),
+        torch.cat([pair.moving for pair in pairs]),
+        (torch.cat([a for a, _ in labels]), torch.cat([b for _, b in labels])) if len(labels) == len(pairs) else None,
+    )
