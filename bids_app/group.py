@@ -94,7 +94,17 @@ def write_group(config: Config, template: str, results: Results) -> None:
         print(f"{name}: {reason}")
     unusual = ", ".join(dict.fromkeys(outlier.scan for outlier in table.outliers))
     print(f"images: {len(table.rows)}; outliers: {unusual or 'none'}")
+    print(f"quality check: {_list_verdicts(table)}")
     print(root / outputs.GROUP_REPORT)
+
+
+def _list_verdicts(table: GroupTable) -> str:
+    """Count the verdicts, and name the images that did not pass."""
+    parts = [
+        f"{len(scans)} {verdict}" + (f" ({', '.join(scans)})" if verdict != "pass" else "")
+        for verdict, scans in table.verdicts.items()
+    ]
+    return ", ".join(parts) or "not done"
 
 
 def describe_plan(config: Config, template: str, results: Results) -> str:

@@ -4,14 +4,16 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.bids_app.parser import UsageError
 from mmln_pipeline.reporting.group_table import Value, flatten
-from mmln_pipeline.workflows.outputs import Scan, derivative_paths
+from mmln_pipeline.result import describe_doubt
+from mmln_pipeline.workflows.outputs import derivative_paths
+from mmln_pipeline.workflows.scans import Scan, common_stem
 
 IMAGES = ("t1w_std", "log_jacobian")
 RAW_ENDINGS = ("_T1w.nii.gz", "_T1w.nii")
@@ -57,13 +59,19 @@ def find_results(config: Config, template: str) -> Results:
         several.
     """
     expected = {scan.stem: scan for scan in _find_scans(config, config.bids_dir, RAW_ENDINGS)}
-    finished = {scan.stem: scan for scan in _find_scans(config, config.output_dir, _result_endings(template))}
+    # Where scans were registered to several templates, the names of the scores say to which.
+    scores = Path(derivative_paths(Scan("X", None, Path("X_T1w.nii.gz")), template, several=True)["qc_json"]).name
+    several = any(config.output_dir.glob(f"sub-*/**/*{scores.removeprefix('X')}"))
+    endings = _result_endings(template, several)
+    finished = {scan.stem: scan for scan in _find_scans(config, config.output_dir, endings)}
     _check_participants(config, {scan.subject for scan in (expected | finished).values()})
     results = Results()
     for stem in sorted(expected | finished):
         if stem in finished:
-            _collect(config.output_dir, finished[stem], template, results)
-        else:
+            _collect(config.output_dir, finished[stem], template, several, results)
+        elif f"{stem}_".startswith(f"{config.template}_"):
+            continue  # the template is an image of the dataset, and not registered to itself
+        elif not finished.keys() & {common_stem(stem), common_stem(stem, over_sessions=True)}:
             results.missing.append((stem, "no results"))
     for label in config.participant_label:
         if not any(scan.subject == label for scan in (expected | finished).values()):
@@ -72,9 +80,29 @@ def find_results(config: Config, template: str) -> Results:
     return results
 
 
-def _result_endings(template: str) -> tuple[str, ...]:
+def find_doubts(records: Mapping[str, Mapping], scans: Sequence[Scan]) -> list[tuple[str, str]]:
+    """Find the images of a run that did not pass the quality check.
+
+    Parameters
+    ----------
+    records : mapping of str to mapping
+        Scores of each image by its entities, of the run and others.
+    scans : sequence of Scan
+        The finished scans of the run.
+
+    Returns
+    -------
+    list of (str, str)
+        The image, and verdict and reasons in one line.
+    """
+    stems = tuple(scan.stem for scan in scans)
+    found = [(name, describe_doubt(record)) for name, record in records.items() if name.split("_space-")[0] in stems]
+    return [(name, doubt) for name, doubt in found if doubt]
+
+
+def _result_endings(template: str, several: bool) -> tuple[str, ...]:
     """Return how the names of the files end that the group level reads."""
-    paths = derivative_paths(Scan("X", None, Path("X_T1w.nii.gz")), template)
+    paths = derivative_paths(Scan("X", None, Path("X_T1w.nii.gz")), template, several=several)
     return tuple(Path(paths[key]).name.removeprefix("X") for key in ("qc_json", "qc_tsv", *IMAGES))
 
 
@@ -84,7 +112,7 @@ def _find_scans(config: Config, root: Path, endings: tuple[str, ...]) -> Iterato
         names = [(path.name, ending) for path in sorted(folder.iterdir()) for ending in endings]
         for stem in dict.fromkeys(name.removesuffix(ending) for name, ending in names if name.endswith(ending)):
             found = re.match(r"sub-([^_]+)(?:_ses-([^_]+))?", stem)
-            if found is None:
+            if found is None or "_space-" in stem:  # scores of a registration to another template
                 continue
             subject, session = found.groups()
             is_wanted = not config.participant_label or subject in config.participant_label
@@ -100,9 +128,9 @@ def _check_participants(config: Config, subjects: set[str]) -> None:
         raise UsageError(f"--participant-label {' '.join(unknown)}: no folder sub-{unknown[0]} in {config.bids_dir}")
 
 
-def _collect(root: Path, scan: Scan, template: str, results: Results) -> None:
+def _collect(root: Path, scan: Scan, template: str, several: bool, results: Results) -> None:
     """Add one scan's scores and images to the results, or say what is missing."""
-    paths = derivative_paths(scan, template)
+    paths = derivative_paths(scan, template, several=several)
     try:
         record = _read_record(root / paths["qc_json"], root / paths["qc_tsv"])
     except ValueError as error:

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from mmln_pipeline import fields, metrics
+from mmln_pipeline import fields, metrics, qc
 from mmln_pipeline.labels import LabelTable
 from mmln_pipeline.transforms import Transform, displacement_to_voxels
+from mmln_pipeline.volumes import brain_mask, looks_skull_stripped
 
 
 def score_field(
     displacement: torch.Tensor, brain: NDArray[np.bool_], inverted: torch.Tensor | None = None
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """Score how regular a displacement field is.
 
     Parameters
@@ -40,7 +42,8 @@ def score_field(
     -------
     dict
         ``folding_percent`` (whole grid), ``folding_percent_without_border`` (less the outermost voxel
-        layer), ``folding_percent_brain``, ``ndv_percent`` (whole grid), ``ndv_percent_brain``, ``sdlogj``.
+        layer), ``folding_percent_brain``, ``ndv_percent`` (whole grid), ``ndv_percent_brain``, ``sdlogj``,
+        and ``log_jacobian``: ``mean``, ``min``, ``p1``, ``p99`` (percentiles) and ``max`` in the brain.
     """
     jacobian = fields.jacobian_determinant(displacement)[0].cpu().numpy()
     ndv = (fields.ndv(displacement) if inverted is None else inverted)[0].cpu().numpy()
@@ -52,7 +55,17 @@ def score_field(
         "ndv_percent": metrics.ndv_percent(ndv),
         "ndv_percent_brain": metrics.ndv_percent(ndv, cells),
         "sdlogj": metrics.sdlogj(jacobian, brain),
+        "log_jacobian": _describe_log_jacobian(jacobian[brain]),
     }
+
+
+def _describe_log_jacobian(jacobian: NDArray) -> dict[str, float | None]:
+    """Summarise the log of Jacobian determinants, which are clipped as for SDlogJ."""
+    if not jacobian.size:
+        return dict.fromkeys(("mean", "min", "p1", "p99", "max"))
+    logs = np.log(np.clip(jacobian.astype(np.float64), metrics.JACOBIAN_FLOOR, None))
+    low, p1, p99, high = np.percentile(logs, (0, 1, 99, 100)).tolist()
+    return {"mean": float(logs.mean()), "min": low, "p1": p1, "p99": p99, "max": high}
 
 
 def score_labels(
@@ -114,18 +127,89 @@ def score_similarity(
     Returns
     -------
     dict
-        ``global_correlation`` (over the grid) and ``local_correlation`` (inside the brain), each with
-        ``before`` and ``after``.
+        ``global_correlation`` (over the grid), ``brain_correlation`` and ``local_correlation`` (inside the
+        brain), each with ``before`` and ``after``.
     """
     return {
         "global_correlation": {
             "before": metrics.global_correlation(fixed, before),
             "after": metrics.global_correlation(fixed, after),
         },
+        "brain_correlation": {
+            "before": metrics.global_correlation(fixed, before, brain),
+            "after": metrics.global_correlation(fixed, after, brain),
+        },
         "local_correlation": {
             "before": metrics.local_correlation(fixed, before, brain),
             "after": metrics.local_correlation(fixed, after, brain),
         },
+    }
+
+
+def score_contrast(fixed: NDArray, moving: NDArray) -> dict[str, dict[str, float | None]]:
+    """Tell whether the images show anything: the spread of their intensities.
+
+    Parameters
+    ----------
+    fixed, moving : array, shape (I, J, K)
+        Brains with a background of zeros, on any grid.
+
+    Returns
+    -------
+    dict
+        ``contrast`` of ``fixed`` and ``moving``: interquartile range per median of the intensities above zero.
+    """
+    contrast: dict[str, float | None] = {}
+    for name, image in (("fixed", fixed), ("moving", moving)):
+        first, median, third = np.percentile(image[image > 0], (25, 50, 75)) if (image > 0).any() else (0, 0, 0)
+        contrast[name] = float((third - first) / median) if median > 0 else None
+    return {"contrast": contrast}
+
+
+def score_overlap(brain: NDArray, before: NDArray, after: NDArray) -> dict[str, dict[str, float | None]]:
+    """Compare the moving brain's outline with the fixed brain's, before and after the warp.
+
+    Parameters
+    ----------
+    brain, before, after : array of bool, shape (I, J, K)
+        The fixed brain, and the moving brain on its grid: aligned linearly, and by the whole transform.
+
+    Returns
+    -------
+    dict
+        ``brain_overlap``: Dice of the two brains, ``before`` and ``after``.
+    """
+    filled = ndimage.binary_fill_holes(brain).astype(np.uint8)  # dark voxels inside a stripped brain are brain
+    masks = {"before": before, "after": after}
+    overlap = {name: metrics.dice(filled, (mask != 0).astype(np.uint8)) for name, mask in masks.items()}
+    return {"brain_overlap": {name: dice.get("1") for name, dice in overlap.items()}}
+
+
+def score_affine(matrix: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """Describe a linear alignment by what can be judged at a glance.
+
+    Parameters
+    ----------
+    matrix : array, shape (4, 4)
+        RAS mm, fixed world to moving world.
+
+    Returns
+    -------
+    dict
+        ``affine``: ``volume_ratio`` (the determinant: volume in the moving image per volume in the fixed one; below 0
+        where it mirrors), ``rotation_degrees`` (angle of the nearest rotation) and ``anisotropy`` (largest per
+        smallest singular value: 1 for a similarity).
+    """
+    left, scales, right = np.linalg.svd(matrix[:3, :3])
+    ratio = float(np.linalg.det(matrix[:3, :3]))
+    rotation = left @ np.diag([1.0, 1.0, np.sign(ratio)]) @ right
+    angle = np.degrees(np.arccos(np.clip((np.trace(rotation) - 1) / 2, -1, 1)))
+    return {
+        "affine": {
+            "volume_ratio": ratio,
+            "rotation_degrees": float(angle),
+            "anisotropy": float(scales[0] / scales[-1]),
+        }
     }
 
 
@@ -175,8 +259,9 @@ def evaluate_transform(
     Returns
     -------
     dict
-        What `score_field` and `score_labels` give, and ``similarity`` as of `score_similarity`; a score
-        that cannot be computed is None.
+        What `score_field`, `score_labels`, `score_overlap` (of a stripped moving image), `score_affine` and
+        `score_contrast` give, ``similarity`` as of `score_similarity`, and the verdict ``qc`` of `qc.judge`; a
+        score that cannot be computed is None.
     """
     image = np.asarray(fixed.dataobj, dtype=np.float32)
     brain = np.asarray((fixed if fixed_mask is None else fixed_mask).dataobj) != 0
@@ -193,8 +278,13 @@ def evaluate_transform(
     aligned = np.asarray(Transform([linear]).resample(moving, fixed).dataobj, dtype=np.float32)
     moved = np.asarray(transform.resample(moving, fixed).dataobj, dtype=np.float32)
     top = max(float(aligned.max()), float(moved.max())) or 1.0
-    similarity = score_similarity(image / (float(image.max()) or 1.0), aligned / top, moved / top, brain)
-    return scores | {"similarity": similarity}
+    scores["similarity"] = score_similarity(image / (float(image.max()) or 1.0), aligned / top, moved / top, brain)
+    if looks_skull_stripped(moving):
+        outline = brain_mask(moving)
+        masks = (step.resample(outline, fixed, "nearest") for step in (Transform([linear]), transform))
+        scores |= score_overlap(brain, *(np.asarray(mask.dataobj) for mask in masks))
+    scores |= score_affine(linear) | score_contrast(image, aligned)
+    return scores | {"qc": qc.judge(scores)}
 
 
 def jsonable(value: Any) -> Any:

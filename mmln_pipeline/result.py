@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ OUTPUTS = {
     "metrics": "metrics.json",
 }
 """File name of each part of a result in the output directory."""
+
+
+class QualityWarning(UserWarning):
+    """The quality check did not pass: the result is there, and somebody should look at it."""
 
 
 class TopologyError(RuntimeError):
@@ -61,7 +66,8 @@ class RegistrationResult:
     jacobian : Nifti1Image
         Jacobian determinant of the whole of `transform` on the fixed image's grid.
     metrics : dict
-        Scores, times and versions, as in ``metrics.json``.
+        Scores, times and versions, as in ``metrics.json``; ``metrics["qc"]`` is the verdict on them (see
+        `mmln_pipeline.qc`).
     """
 
     moved: Nifti1Image
@@ -72,6 +78,18 @@ class RegistrationResult:
     warp: DisplacementField
     jacobian: Nifti1Image
     metrics: dict[str, Any] = field(repr=False)
+
+    def warn(self) -> None:
+        """Warn of a result that did not pass the quality check, with the reasons.
+
+        Warns
+        -----
+        QualityWarning
+            If the verdict is "look" or "fail".
+        """
+        text = describe_doubt(self.metrics)
+        if text:
+            warnings.warn(text, QualityWarning, stacklevel=3)
 
     def save(self, output_dir: str | Path) -> dict[str, Path]:
         """Write every part of the result; a file is either whole or not there.
@@ -110,6 +128,32 @@ class RegistrationResult:
         seconds["total"] += seconds["save"]
         write_text(paths["metrics"], json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
         return paths
+
+
+def describe_doubt(metrics: Mapping[str, Any]) -> str:
+    """Say in one line why a result did not pass the quality check.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As in ``metrics.json``.
+
+    Returns
+    -------
+    str
+        Verdict and reasons; empty for a pass, and where no verdict is recorded.
+
+    Examples
+    --------
+    >>> describe_doubt({"qc": {"verdict": "look", "reasons": ["rotation is above 45"]}})
+    'quality check: look: rotation is above 45'
+    >>> describe_doubt({"qc": {"verdict": "pass", "reasons": []}})
+    ''
+    """
+    verdict = metrics.get("qc") or {"verdict": "pass"}
+    if verdict["verdict"] == "pass":
+        return ""
+    return f"quality check: {verdict['verdict']}: {'; '.join(verdict['reasons'])}"
 
 
 def check_output_dir(path: str | Path) -> Path:

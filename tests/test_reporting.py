@@ -12,11 +12,14 @@ import matplotlib.pyplot as plt
 import nibabel as nb
 import numpy as np
 import pytest
+from browser import DESKTOP, browser, check_page, needs_chromium
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from mmln_pipeline.reporting import figures, scores
+from mmln_pipeline.reporting import figures, record, scores
 from mmln_pipeline.reporting.mosaic import lay_out
 from mmln_pipeline.reporting.page import write_subject_report
+
+__all__ = ["browser"]  # a fixture
 
 SHAPE = (14, 17, 19)
 ORIENTATIONS = ("RAS", "LAS", "LPS", "LIA", "SRP")
@@ -38,6 +41,11 @@ QC = {
     "seconds": {"affine_init": 12.0, "network": 4.25, "total": 17.0},
     "peak_memory_mb": 2048.0,
     "versions": {"torch": "2.13.0"},
+    "machine": {"processors": 2},
+    "t1w": "bids:raw:sub-01/anat/sub-01_T1w.nii.gz",
+    "init": "affine",
+    "affine": {"rotation_degrees": 12.34, "volume_ratio": 0.8},
+    "qc": {"verdict": "look", "reasons": ["brain overlap <low>", "rotation high"]},
 }
 
 
@@ -212,6 +220,7 @@ def test_before_after_has_its_layers_in_order(drawn):
     layers = re.findall(r'<g class="layer-(\w+)">', text)
     assert layers == ["fixed", "after", "before", "contour", "frame"]
     assert "animation" in text
+    assert text.count('<g class="note-caption">') == 3
 
 
 def test_warp_grid_of_a_pure_affine_is_straight(brain):
@@ -261,20 +270,9 @@ def test_page_holds_every_section_and_score(dataset):
     assert page == dataset / "sub-01.html"
     assert text.startswith("<!DOCTYPE html>")
     headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", text)
-    assert headings == ["Summary", "Brain mask", "Registration", "Warp grid", "Log-Jacobian", "Labels",
-                        "Scores", "Methods", "Errors"]  # fmt: skip
-    for value in (
-        "0.765",
-        "0.500",
-        "0.00432",
-        "0.0012",
-        "1.010",
-        "2.50",
-        "2048",
-        "4.2",
-        "torch",
-        "No errors.",
-    ):
+    assert headings == ["Summary", "Found and done", "Brain mask", "Registration", "Warp grid", "Log-Jacobian",
+                        "Labels", "Scores", "Methods", "Errors"]  # fmt: skip
+    for value in ("0.765", "0.500", "0.00432", "0.0012", "1.010", "2.50", "2048", "4.2", "torch", "No errors."):
         assert f">{value}<" in text, value
     assert "left &lt;putamen&gt;" in text
     assert "1 T1-weighted &lt;image&gt;" in text
@@ -321,8 +319,8 @@ def test_page_keeps_sessions_and_runs_apart(drawn, tmp_path):
     assert len(page.ids) == len(set(page.ids))
     assert text.count('role="group"') == 3
     titles = re.findall(r"<h3>\s*(.+?)\s*</h3>", text)
-    assert len(titles) == 3 * 6
-    assert sum("run" in title for title in titles) == 2 * 6
+    assert len(titles) == 3 * 7
+    assert sum("run" in title for title in titles) == 2 * 7
 
 
 def test_page_of_a_failed_subject_shows_the_error_and_nothing_else(tmp_path):
@@ -365,3 +363,96 @@ def test_scores_without_a_value_and_unknown_ones_are_shown():
     assert scores.other_rows({"dice": 1, "seed": 3, "affine": {"kind": "rigid"}}) == [
         ("seed", "3"), ("affine: kind", "rigid"),
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------- verdict, group's range, steps
+
+
+def add_peers(dataset, dices, **changes):
+    """Give the dataset scores of further subjects."""
+    for number, dice in enumerate(dices, start=2):
+        folder = dataset / f"sub-{number:02d}" / "anat"
+        folder.mkdir(parents=True)
+        record = QC | {"dice": dice} | changes
+        (folder / f"sub-{number:02d}_desc-registration_qc.json").write_text(json.dumps(record))
+
+
+def test_page_begins_with_the_verdict_and_its_reasons(dataset):
+    text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
+    section = re.search(r'<section id="summary".*?</section>', text, re.DOTALL).group()
+    assert re.search(r'class="verdict look">\s*<p><strong>Quality check: look</strong> sub-01', section)
+    assert "<li>brain overlap &lt;low&gt;</li>" in section
+    assert section.index("Quality check") < section.index("Template")
+
+
+def test_page_shows_where_a_score_lies_in_the_group(dataset):
+    add_peers(dataset, [0.5, 0.6, 0.7, 0.8])
+    text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
+    assert "Among 5 images: median (range)" in text
+    assert "0.700 (0.500 to 0.800)" in text
+    assert 'class="dot" style="left:88.3%"' in text  # 0.765 between 0.5 and 0.8
+    assert "unusual" not in re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
+
+
+def test_page_marks_a_score_that_is_unusual_in_the_group(dataset):
+    add_peers(dataset, [0.90, 0.91, 0.903, 0.915, 0.901])
+    text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
+    assert "0.902 (0.765 to 0.915), unusual" in text
+
+
+def test_page_compares_within_one_template_and_survives_broken_records(dataset):
+    add_peers(dataset, [0.5, 0.6, 0.7], template="other")
+    broken = dataset / "sub-09" / "anat"
+    broken.mkdir(parents=True)
+    (broken / "sub-09_desc-registration_qc.json").write_text("{")
+    assert "Among" not in write_subject_report(dataset, "01").read_text(encoding="utf-8")
+
+
+def test_steps_are_told_in_plain_words():
+    topology = {"mode": "strict", "rounds": 3, "cells_repaired": 12, "ndv_percent_before": 0.01, "ndv_percent": 0.0}
+    more = {"model_sha256": "a" * 64, "refine": "auto", "atlas": "tissue", "topology": topology}
+    steps = dict(record.done_rows(QC | more))
+    assert steps["Alignment"] == (
+        "12 parameters, by mutual information: turned by 12.3 degrees, volume 0.80 of the template's"
+    )
+    assert steps["Warp"] == "network mmln (SHA-256 aaaaaaaaaaaa), then tuned to this image"
+    assert steps["Folds"] == "12 cells repaired in 3 rounds: NDV 0.01% before, 0% after"
+    assert steps["Labels"] == "tissue brought to the image; 2 labels of image and template compared"
+    off = dict(record.done_rows({"init": "a.mat", "model": "m", "refine": 20, "topology": {"mode": "off"}}))
+    assert off == {"Alignment": "given: a.mat", "Warp": "network m, then tuned to this image (20 steps)",
+                   "Folds": "not checked (--topology off)"}  # fmt: skip
+    machines = record.machine_rows([QC, QC | {"machine": {"processors": 4}}])
+    assert machines == [("processors", "2, 4"), ("torch", "2.13.0")]
+
+
+def test_methods_are_rendered_and_escaped(dataset):
+    (dataset / "logs" / "CITATION.md").write_text("# Methods\n\nMade with *mmln* and `<code>`.")
+    text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
+    assert "<h3>Methods</h3>" in text and "<em>mmln</em>" in text and "<code>&lt;code&gt;</code>" in text
+
+
+# ------------------------------------------------------------------------------------------------- in a browser
+
+
+@needs_chromium
+def test_page_in_a_browser_shows_everything_and_loads_nothing(dataset, browser):
+    add_peers(dataset, [0.5, 0.6, 0.7, 0.8])
+    check_page(browser, write_subject_report(dataset, "01"))
+
+
+@needs_chromium
+def test_page_is_worked_by_keyboard_without_scripts(dataset, browser):
+    browser.open(write_subject_report(dataset, "01"), DESKTOP, script=False)
+    order = browser.focus_order()
+    stem = "sub-01_space-T_desc-registration_T1w"
+    slider = order.index(f"{stem}-after")
+    assert order[0] == "skip" and order[slider + 1] == f"{stem}-contour" and order[slider + 2] == "scroll"
+    opacity = "getComputedStyle(document.querySelector('.layer-before')).opacity"
+    browser.open(write_subject_report(dataset, "01"), DESKTOP)
+    for _ in range(slider + 1):
+        browser.press("Tab", 9)
+    shown = [browser.evaluate(opacity)]
+    for _ in range(4):
+        browser.press("ArrowRight", 39)
+        shown.append(browser.evaluate(opacity))
+    assert shown == ["0", "0.25", "0.5", "0.75", "1"]

@@ -94,6 +94,7 @@ class Canvas:
                 ha="right",
                 size=11,
                 bbox=cover,
+                gid="note-caption",
             )
         return axes
 
@@ -152,7 +153,7 @@ class Canvas:
 
 
 def tidy_svg(svg: str, title: str, style: str = "") -> str:
-    """Make matplotlib's SVG scalable, accessible and small; layer groups get their class.
+    """Make matplotlib's SVG scalable, accessible and small; groups of layers and notes get a class.
 
     Parameters
     ----------
@@ -174,7 +175,7 @@ def tidy_svg(svg: str, title: str, style: str = "") -> str:
     head = re.sub(r'\s(width|height|version)="[^"]*"', "", head)
     head += f' role="img" aria-label="{escape(title)}" preserveAspectRatio="xMidYMid meet"'
     css = f"<style>{style}</style>" if style else ""
-    body = re.sub(r'<g id="(layer-[a-z]+)">', r'<g class="\1">', body)
+    body = re.sub(r'<g id="((?:layer|note)-[a-z]+)">', r'<g class="\1">', body)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", body)
     body = re.sub(r' d="([^"]*)"', lambda found: f' d="{_round_path(found.group(1))}"', body)

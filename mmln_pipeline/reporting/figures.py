@@ -19,6 +19,7 @@ from mmln_pipeline.reporting.mosaic import Displacement, Mosaic, lay_out
 
 CONTOUR = "#ff5c39"
 GRID = "#4fd8e8"
+LESION = (0.31, 0.85, 0.91)
 FOLDED = (0.75, 1.0, 0.0)
 LOG_FOLDED = np.log(1e-6)  # a determinant at or below this counts as folded: log-Jacobians are clipped, never NaN
 OUTLINE_SCALE = 2  # outlines of labels are half a pixel wide on either side of a border
@@ -154,8 +155,10 @@ def plot_log_jacobian(
     canvas.save(out_svg)
 
 
-def plot_brain_mask(t1w: SpatialImage, mask: SpatialImage, out_svg: str | PathLike) -> None:
-    """Draw the outline of a brain mask over the image it was made from.
+def plot_brain_mask(
+    t1w: SpatialImage, mask: SpatialImage, out_svg: str | PathLike, *, lesion: SpatialImage | None = None
+) -> None:
+    """Draw the outline of a brain mask, and a lesion mask, over the image they were made from.
 
     Parameters
     ----------
@@ -165,10 +168,18 @@ def plot_brain_mask(t1w: SpatialImage, mask: SpatialImage, out_svg: str | PathLi
         The brain (non-zero), on any grid.
     out_svg : path
         The file to write.
+    lesion : SpatialImage, optional
+        A lesion (non-zero), on any grid; the slices pass through its middle.
     """
-    mosaic = lay_out(t1w, mask)
-    canvas = Canvas(mosaic, "Brain mask")
-    axes = canvas.add_picture(_grey(mosaic.sample(t1w)))
+    mosaic = lay_out(t1w, mask, through=lesion)
+    canvas = Canvas(mosaic, "Brain mask" if lesion is None else "Brain mask and lesion mask")
+    picture = np.repeat(_grey(mosaic.sample(t1w))[..., None], 3, axis=2)
+    caption = ""
+    if lesion is not None:
+        marked = mosaic.sample(lesion, order=0) > 0
+        picture[marked] = 0.5 * picture[marked] + 0.5 * np.array(LESION)
+        caption = "brain outlined in red, lesion mask filled in blue"
+    axes = canvas.add_picture(picture, caption=caption)
     inside = (mosaic.sample(mask, order=0) > 0).astype(np.float32)
     _contour(axes, inside, 0.5)
     canvas.add_frame()

@@ -20,14 +20,23 @@ from mmln_pipeline.averaging import Average
 from mmln_pipeline.files import write_text
 from mmln_pipeline.grids import new_image
 from mmln_pipeline.reporting import group_figures
-from mmln_pipeline.reporting.group_table import MAX_DISTANCE, MIN_SCANS, WATCHED, GroupTable, column, page_rows
-from mmln_pipeline.reporting.scores import Score, write_number
+from mmln_pipeline.reporting.group_table import (
+    MAX_DISTANCE,
+    MIN_SCANS,
+    REASONS,
+    WATCHED,
+    GroupTable,
+    column,
+    page_rows,
+)
+from mmln_pipeline.reporting.scores import ADVICE, Score, write_number
 
 TEMPLATES = Path(__file__).parent / "templates"
 RULE = (
     f"An image stands out where a score lies more than {MAX_DISTANCE:g} scaled median absolute deviations (MADs) from "
     f"the median of at least {MIN_SCANS} images, and by a difference that matters (0.01; 0.01% of voxels; HD95 0.1 mm;"
-    " inverse consistency 0.05 mm). That is unusual in this group, not necessarily wrong: look at the image's report."
+    " inverse consistency 0.05 mm; of the affine 0.05 in volume, 5 degrees). That is unusual in this group, not "
+    "necessarily wrong: look at the image's report."
 )
 LOG_UNIT = "log |J| (natural log, no unit)"
 
@@ -82,10 +91,13 @@ def write_group_report(
     html = page_template.render(
         title=f"Registration of {_count(len(rows), 'image')} to {template}",
         facts=_facts(table, template, t1w, log_jacobian),
+        verdicts={verdict: len(scans) for verdict, scans in table.verdicts.items()},
+        doubtful=_doubtful_rows(table),
+        advice=ADVICE,
         rule=RULE,
         is_judged=any(len(table.numbers(name)) >= MIN_SCANS for name in WATCHED),
         outliers=_outlier_rows(table),
-        unusual={outlier.scan for outlier in table.outliers},
+        unusual={outlier.scan for outlier in table.outliers} | {scan for scan, _, _ in _doubtful_rows(table)},
         **figures,
         columns=columns,
         rows=rows,
@@ -117,7 +129,7 @@ def _draw(
         structures = _structure_plot(table, structure_names, svg)
         images = list(_image_figures(t1w, log_jacobian, image_names, svg))
     middle = ["Structures"] * bool(structures) + ["Images"] * bool(images)
-    sections = ["Summary", "Outliers", "Scores", *middle, "Table", "Missing"]
+    sections = ["Summary", "Quality", "Outliers", "Scores", *middle, "Table", "Missing"]
     return {"plots": plots, "structures": structures, "images": images, "sections": sections}
 
 
@@ -157,12 +169,19 @@ def _facts(table: GroupTable, template: str, t1w: Average, log_jacobian: Average
         "Template": template,
         "In the mean image": str(len(t1w.names)),
         "In the mean log-Jacobian": str(len(log_jacobian.names)),
+        "Quality check": ", ".join(f"{len(scans)} {name}" for name, scans in table.verdicts.items()) or "not done",
         "Outliers": f"{len(unusual)}: {', '.join(unusual)}" if unusual else "none",
     }
     for name in ("model", "device", "version"):
         if name in table.facts:
             facts["Software" if name == "version" else name.capitalize()] = ", ".join(table.facts[name])
     return list({**facts, "Page made by": f"mmln-pipeline {__version__}"}.items())
+
+
+def _doubtful_rows(table: GroupTable) -> list[tuple[str, str, list[str]]]:
+    """Return the scans that did not pass the quality check, the worst first: scan, verdict, reasons."""
+    doubtful = [(scan, verdict) for verdict in ("fail", "look") for scan in table.verdicts.get(verdict, [])]
+    return [(scan, verdict, str(table.rows[scan].get(REASONS) or "").split("; ")) for scan, verdict in doubtful]
 
 
 def _outlier_rows(table: GroupTable) -> list[tuple[str, ...]]:

@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from mmln_pipeline.reporting.scores import MISSING, SCORES, Score, write_number
+from mmln_pipeline.qc import VERDICTS
+from mmln_pipeline.reporting.scores import MISSING, SCORES, Score, leaves, write_number
 from mmln_pipeline.statistics import robust_distances
 
 Value = float | int | str | None
 MIN_SCANS = 5
 """Fewer scans have no outliers: a median of so few says little."""
+MIN_RANGE = 3
+"""Fewer scans have no range worth showing."""
 MAX_DISTANCE = 3.0
 """Scaled MADs from the median that are still usual."""
 # Scores that are watched, and the smallest difference from the median that matters.
@@ -31,11 +34,16 @@ WATCHED = {
     "sdlogj": 0.01,
     "hd95_mm": 0.1,
     "inverse_consistency_mm": 0.05,
+    "similarity_brain_correlation_after": 0.01,
+    "brain_overlap_after": 0.01,
+    "affine_volume_ratio": 0.05,
+    "affine_rotation_degrees": 5.0,
 }
 STRUCTURE_PREFIX = "dice_per_label_"
 # Known from the scan's name, of no use in a table, or not one value a scan.
 LEFT_OUT = ("subject", "session", "versions")
 SECONDS = "seconds_total"
+VERDICT, REASONS = "qc_verdict", "qc_reasons"
 LONG = re.compile(r"\S:|\S{33}")  # addresses and checksums: too long for the page's table
 
 
@@ -50,7 +58,7 @@ def column(path: tuple[str, ...]) -> str:
     return "_".join(path)
 
 
-def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
+def flatten(record: Mapping[str, Any]) -> dict[str, Value]:
     """Bring a scan's nested record to one level: every number and every text.
 
     Parameters
@@ -68,20 +76,17 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Value]:
     >>> flatten({"subject": "01", "model": "mmln", "seconds": {"total": 3.5}, "dice": None})
     {'model': 'mmln', 'seconds_total': 3.5, 'dice': None}
     """
-    flat: dict[str, Value] = {}
-    for key, value in record.items():
-        name = f"{prefix}{key}"
-        if not prefix and key in LEFT_OUT:
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{name}_")
-        elif isinstance(value, bool):
-            flat[name] = int(value)
-        elif isinstance(value, (int, float)):
-            flat[name] = value if math.isfinite(value) else None
-        elif value is None or isinstance(value, str):
-            flat[name] = value
-    return flat
+    kept = {path: value for path, value in leaves(record) if path[0] not in LEFT_OUT}
+    return {column(path): _plain(value) for path, value in kept.items()}
+
+
+def _plain(value: Any) -> Value:
+    """Return a value that a table can hold."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,15 @@ class GroupTable:
             if texts:
                 found[name] = list(dict.fromkeys(str(text) for text in texts))
         return found
+
+    @cached_property
+    def verdicts(self) -> dict[str, list[str]]:
+        """The scans of each verdict that was given, from good to bad."""
+        found: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+        for scan, row in self.rows.items():
+            if row.get(VERDICT) in found:
+                found[str(row[VERDICT])].append(scan)
+        return {verdict: scans for verdict, scans in found.items() if scans}
 
     @cached_property
     def structures(self) -> dict[str, list[float]]:
@@ -203,16 +217,60 @@ def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[
     rows : list of (str, list of (str, str))
         The scan, and of each cell its text and its value for sorting (empty where it is missing).
     """
-    shown = [(score.name, column(score.after), score.digits) for score in table.scores]
+    shown = [("QC", VERDICT, "")] * bool(table.verdicts)
+    shown += [(score.name, column(score.after), score.digits) for score in table.scores]
     if table.numbers(SECONDS):
         shown.append(("Seconds", SECONDS, ".1f"))
-    differing = [name for name, texts in table.facts.items() if len(texts) > 1 and not LONG.search(" ".join(texts))]
+    several = [name for name, texts in table.facts.items() if len(texts) > 1 and name not in (VERDICT, REASONS)]
+    differing = [name for name in several if not LONG.search(" ".join(table.facts[name]))]
     shown += [(name.replace("_", " "), name, "") for name in differing]
     rows = []
     for scan, row in table.rows.items():
-        cells = [(write_number(row.get(name), digits), row.get(name)) for _, name, digits in shown]
-        rows.append((scan, [(text, "" if value is None else str(value)) for text, value in cells]))
+        cells = [(write_number(row.get(name), digits), _sort_key(row.get(name))) for _, name, digits in shown]
+        rows.append((scan, cells))
     return [name for name, _, _ in shown], rows
+
+
+def _sort_key(value: Value) -> str:
+    """Return what a cell is sorted by: verdicts from good to bad, empty where there is no value."""
+    if value in VERDICTS:
+        return str(VERDICTS.index(value))
+    return "" if value is None else str(value)
+
+
+def scan_ranges(table: GroupTable, scan: str) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Say where a scan's scores lie in its group, for its own report.
+
+    Parameters
+    ----------
+    table : GroupTable
+        Scores of all scans, the scan among them.
+    scan : str
+        The scan.
+
+    Returns
+    -------
+    dict
+        By the keys of each score: ``text`` (median and range), ``at``, ``low``, ``high`` and ``median`` (the scan's
+        value, the quartiles and the median in percent of the range), ``is_unusual`` (the scan stands out). Empty for
+        fewer than `MIN_RANGE` scans.
+    """
+    unusual = {outlier.score.after for outlier in table.outliers if outlier.scan == scan}
+    found = {}
+    for score in table.scores:
+        numbers = table.numbers(column(score.after))
+        if scan not in numbers or len(numbers) < MIN_RANGE:
+            continue
+        low, first, median, third, high = np.percentile(list(numbers.values()), (0, 25, 50, 75, 100)).tolist()
+        places = np.array([numbers[scan], first, median, third])
+        percent = 100 * (places - low) / (high - low) if high > low else np.full(4, 50.0)
+        text = "{} ({} to {})".format(*(write_number(value, score.digits) for value in (median, low, high)))
+        found[score.after] = {
+            "text": text,
+            "is_unusual": score.after in unusual,
+            **dict(zip(("at", "low", "median", "high"), percent.round(1).tolist(), strict=True)),
+        }
+    return found
 
 
 def _labels(scan: str) -> tuple[str, str]:

@@ -124,7 +124,9 @@ class Mosaic:
         return picture
 
 
-def lay_out(image: SpatialImage, mask: SpatialImage | None = None, cuts: int = 5) -> Mosaic:
+def lay_out(
+    image: SpatialImage, mask: SpatialImage | None = None, cuts: int = 5, through: SpatialImage | None = None
+) -> Mosaic:
     """Choose slices through the brain along the axes of an image's grid.
 
     Columns grow to the right and to the front, rows fall from the top and from the front: the left of an
@@ -138,6 +140,8 @@ def lay_out(image: SpatialImage, mask: SpatialImage | None = None, cuts: int = 5
         The brain, on any grid. By default the non-zero voxels of `image`.
     cuts : int, default=5
         Slices in each plane.
+    through : SpatialImage, optional
+        Something small (its non-zero voxels) that must be seen: in each plane the nearest slice moves to its centre.
 
     Returns
     -------
@@ -154,6 +158,11 @@ def lay_out(image: SpatialImage, mask: SpatialImage | None = None, cuts: int = 5
     step = float(max(spacing.min(), extent.max() / MAX_PIXELS))
     size = (np.floor(extent / step + 1e-6) + 1).astype(int)
     positions = [_cut_positions((low - first)[axis], (high - first)[axis], cuts) for axis in range(3)]
+    if through is not None:
+        inside = np.argwhere(np.nan_to_num(_volume(through)) > 0).mean(axis=0)
+        middle = np.round(apply_affine(np.linalg.inv(canonical.affine) @ through.affine, inside) - first)
+        for places, wanted in zip(positions, np.clip(middle, 0, last - first), strict=True):
+            places[np.argmin(np.abs(places - wanted))] = wanted
     axes = canonical.affine[:3, :3] / spacing
     origin = apply_affine(canonical.affine, first)
     return _assemble(origin, axes, size, step, [p * s for p, s in zip(positions, spacing, strict=True)])

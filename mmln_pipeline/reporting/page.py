@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,15 +11,16 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mmln_pipeline import __version__
 from mmln_pipeline.files import write_text
 from mmln_pipeline.reporting import scores
+from mmln_pipeline.reporting.group_table import GroupTable, flatten, scan_ranges
+from mmln_pipeline.reporting.record import done_rows, machine_rows, read_records
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "templates" / "report.html"
-QC_ENDING = "_desc-registration_qc.json"
 ALTERNATIVES = {
     "desc-brain": (
         "Brain mask",
@@ -39,6 +39,12 @@ ALTERNATIVES = {
         "Slices of the T1-weighted image in three planes with the outlines of the atlas labels.",
     ),
 }
+# Markdown of the methods text: headings, emphasis, code.
+MARKDOWN = (
+    (re.compile(r"^#+ (.+)$", re.MULTILINE), r"<h3>\1</h3>"),
+    (re.compile(r"\*([^*\n]+)\*"), r"<em>\1</em>"),
+    (re.compile(r"`([^`\n]+)`"), r"<code>\1</code>"),
+)
 # Entities in a scratch directory's own path would be taken for the subject's by the layout of PyBIDS.
 ENTITY_IN_PATH = re.compile(r"[_/\\][a-z]+-[a-zA-Z0-9]|[/\\](func|anat|fmap|dwi|meg|eeg)([/\\]|$)")
 
@@ -51,6 +57,7 @@ def write_subject_report(
     citation: str | None = None,
     summary: Mapping[str, object] | None = None,
     errors: Sequence[str | Path] = (),
+    group: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write ``OUTPUT_DIR/sub-X.html`` from the subject's figures and scores.
 
@@ -73,6 +80,9 @@ def write_subject_report(
     errors : sequence of str or Path
         What went wrong: a Path is read as a crash file of Nipype, a str is shown as it is, its first line
         as the title.
+    group : mapping of str to mapping, optional
+        Scores of the images that this subject's are compared with, by their entities. By default those of all subjects
+        in `output_dir`, of which each takes its own template's.
 
     Returns
     -------
@@ -87,20 +97,35 @@ def write_subject_report(
     output_dir, label = Path(output_dir), subject.removeprefix("sub-")
     if not output_dir.is_dir():
         raise FileNotFoundError(f"output_dir: expected the folder of the derivatives, found nothing at {output_dir}")
-    qc = _read_qc(output_dir, label) if qc is None else qc
+    qc = read_records(output_dir, label) if qc is None else qc
+    group = read_records(output_dir) if group is None else group
     citation = _read_citation(output_dir) if citation is None else citation
     failures = [_describe_failure(error) for error in errors]
     fragments = dict(_figure_fragments(output_dir, label))
     fragments[f"sub-{label}_desc-summary_T1w"] = _summary(label, qc, summary or {}, failures)
-    fragments |= {f"{stem}_desc-scores_T1w": _scores(content) for stem, content in sorted(qc.items())}
+    for stem, content in sorted(qc.items()):
+        head = _with_space(stem, content)
+        fragments[f"{head}_desc-done_T1w"] = _macros().pairs(done_rows(content))
+        fragments[f"{head}_desc-scores_T1w"] = _scores(stem, content, group)
     if citation:
-        fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(citation)
+        fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(_render_markdown(citation))
     fragments[f"sub-{label}_desc-errors_T1w"] = _macros().errors(failures)
     page = output_dir / f"sub-{label}.html"
     html = _assemble(label, fragments)
     if not page.exists() or page.read_text(encoding="utf-8") != html:
         write_text(page, html)
     return page
+
+
+def _with_space(stem: str, qc: Mapping[str, Any]) -> str:
+    """Return a record's entities with its template's: NiReports orders a section by it only where all have it.
+
+    Examples
+    --------
+    >>> _with_space("sub-1", {"template": "MNI"}), _with_space("sub-1_space-A", {"template": "A"})
+    ('sub-1_space-MNI', 'sub-1_space-A')
+    """
+    return stem if "_space-" in stem else f"{stem}_space-{qc.get('template') or 'unknown'}"
 
 
 def _assemble(label: str, fragments: Mapping[str, str]) -> str:
@@ -167,12 +192,6 @@ def _data_uri(svg: str) -> str:
     return "data:image/svg+xml," + quote(svg, safe=" !$'*+,-./:;=?@[]^_`{|}~")
 
 
-def _read_qc(output_dir: Path, label: str) -> dict[str, dict[str, Any]]:
-    """Read the subject's score files, by the entities of their names."""
-    files = sorted((output_dir / f"sub-{label}").glob(f"**/anat/*{QC_ENDING}"))
-    return {path.name.removesuffix(QC_ENDING): json.loads(path.read_text(encoding="utf-8")) for path in files}
-
-
 def _read_citation(output_dir: Path) -> str:
     """Read the dataset's methods text, if it has one."""
     path = output_dir / "logs" / "CITATION.md"
@@ -189,19 +208,30 @@ def _summary(
         if found:
             facts[name] = ", ".join(found)
     software = dict.fromkeys(str(content.get("version", __version__)) for content in qc.values())
+    software = dict.fromkeys(str(content.get("version", __version__)) for content in qc.values())
     facts["Software"] = "mmln-pipeline " + (", ".join(software) or __version__)
     facts |= {str(name): str(value) for name, value in extra.items()}
-    scans = [{"name": stem, "scores": scores.glance_row(content)} for stem, content in sorted(qc.items())]
-    versions: dict[str, str] = {}
-    for content in qc.values():
-        versions |= {str(name): str(value) for name, value in (content.get("versions") or {}).items()}
-    return _macros().summary(list(facts.items()), scans, sorted(versions.items()), len(failures))
+    verdicts = [{"name": stem, **content["qc"]} for stem, content in sorted(qc.items()) if content.get("qc")]
+    columns, rows = scores.glance_rows(dict(sorted(qc.items())))
+    machine = machine_rows(qc.values())
+    return _macros().summary(list(facts.items()), verdicts, scores.ADVICE, columns, rows, machine, len(failures))
 
 
-def _scores(qc: Mapping[str, Any]) -> str:
-    """Render the scores of one image."""
+def _scores(stem: str, qc: Mapping[str, Any], group: Mapping[str, Mapping[str, Any]]) -> str:
+    """Render the scores of one image, among those of its group."""
+    peers = {name: content for name, content in group.items() if content.get("template") == qc.get("template")}
+    table = GroupTable({name: flatten(content) for name, content in (peers | {stem: qc}).items()})
+    rows = scores.score_rows(qc, scan_ranges(table, stem))
     columns, labels = scores.label_rows(qc)
-    return _macros().scores(scores.score_rows(qc), labels, columns, scores.second_rows(qc), scores.other_rows(qc))
+    return _macros().scores(rows, len(table.rows), labels, columns, scores.second_rows(qc), scores.other_rows(qc))
+
+
+def _render_markdown(text: str) -> Markup:
+    """Turn the little Markdown that a methods text uses into HTML."""
+    html = str(escape(text))
+    for pattern, replacement in MARKDOWN:
+        html = pattern.sub(replacement, html)
+    return Markup(html)
 
 
 def _describe_failure(error: str | Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-KeyPath = tuple[str, ...]
+from mmln_pipeline.qc import KeyPath, look_up
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,20 @@ SCORES = (
         ("similarity", "local_correlation", "before"),
     ),
     Score(
+        "Similarity, correlation in the brain",
+        ("similarity", "brain_correlation", "after"),
+        ".3f",
+        "Over the brain alone; 1 is best, below 0: contrast is inverted.",
+        ("similarity", "brain_correlation", "before"),
+    ),
+    Score(
+        "Brain overlap (Dice)",
+        ("brain_overlap", "after"),
+        ".3f",
+        "Brain masks of image and template; 1 is best.",
+        ("brain_overlap", "before"),
+    ),
+    Score(
         "Folded voxels in the brain (%)",
         ("folding_percent_brain",),
         ".3g",
@@ -63,6 +77,8 @@ SCORES = (
     ),
     Score("Topology change, TC", ("tc",), ".3f", "Label volume after per volume before; 1 is best."),
     Score("SD of log-Jacobian in the brain", ("sdlogj",), ".3f", "Smaller is smoother."),
+    Score("Log-Jacobian, 1st percentile", ("log_jacobian", "p1"), ".2f", "Of the warp, in the brain; -0.69 is half."),
+    Score("Log-Jacobian, 99th percentile", ("log_jacobian", "p99"), ".2f", "Of the warp, in the brain; 0.69 is twice."),
     Score("Surface distance, HD95 (mm)", ("hd95_mm",), ".2f", "95th percentile, mean over labels; 0 is best."),
     Score(
         "Inverse consistency error (mm)",
@@ -70,6 +86,8 @@ SCORES = (
         ".3f",
         "Forward then inverse; 0 is best.",
     ),
+    Score("Affine, volume ratio", ("affine", "volume_ratio"), ".2f", "Volume in the image per volume in the template."),
+    Score("Affine, rotation (degrees)", ("affine", "rotation_degrees"), ".1f", "Against the template's axes."),
     Score("Peak memory (MB)", ("peak_memory_mb",), ".0f", "Of the process that registered."),
 )
 
@@ -80,27 +98,19 @@ PER_LABEL = {
 }
 GLANCE = {
     "Dice": ("dice",),
-    "Folds in brain (%)": ("folding_percent_brain",),
+    "Local correlation": ("similarity", "local_correlation", "after"),
+    "Brain overlap": ("brain_overlap", "after"),
     "NDV (%)": ("ndv_percent",),
+    "Inverse error (mm)": ("inverse_consistency_mm",),
     "Seconds": ("seconds", "total"),
 }
+ADVICE = {
+    "pass": "Nothing points to a failure.",
+    "look": "Look at the figures before you use this result:",
+    "fail": "Do not use this result before you know the cause:",
+}
+"""What to do after each verdict of the quality check."""
 MISSING = "n/a"
-
-
-def look_up(content: Mapping[str, Any], path: KeyPath) -> Any:
-    """Return a nested value, or None where a key is missing.
-
-    Examples
-    --------
-    >>> look_up({"seconds": {"total": 3.0}}, ("seconds", "total"))
-    3.0
-    >>> look_up({"dice": None}, ("dice", "mean")) is None
-    True
-    """
-    value: Any = content
-    for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def write_number(value: Any, digits: str = ".4g") -> str:
@@ -118,13 +128,15 @@ def write_number(value: Any, digits: str = ".4g") -> str:
     return str(value)
 
 
-def score_rows(qc: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the rows of the table of scores: name, before, after, note.
+def score_rows(qc: Mapping[str, Any], ranges: Mapping[KeyPath, object] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of the table of scores: name, before, after, range, note.
 
     Parameters
     ----------
     qc : mapping
         Scores of one registration, as in its ``_desc-registration_qc.json``.
+    ranges : mapping of tuple of str to object, optional
+        What the page shows of the group, by the score's keys.
 
     Returns
     -------
@@ -137,13 +149,22 @@ def score_rows(qc: Mapping[str, Any]) -> list[dict[str, str]]:
             continue
         before = write_number(look_up(qc, score.before), score.digits) if score.before else "–"
         after = write_number(look_up(qc, score.after), score.digits)
-        rows.append({"name": score.name, "before": before, "after": after, "note": score.note})
+        group = (ranges or {}).get(score.after)
+        rows.append({"name": score.name, "before": before, "after": after, "range": group, "note": score.note})
     return rows
 
 
-def glance_row(qc: Mapping[str, Any]) -> dict[str, str]:
-    """Return the few scores that the summary shows, by their column names."""
-    return {name: write_number(look_up(qc, path), ".3g") for name, path in GLANCE.items()}
+def glance_rows(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return the columns, and the rows (image, values), of the few scores that the summary shows, where any has one.
+
+    Examples
+    --------
+    >>> glance_rows({"sub-1": {"ndv_percent": 0.0, "dice": None}})
+    (['NDV (%)'], [('sub-1', ['0'])])
+    """
+    known = [name for name, path in GLANCE.items() if any(look_up(qc, path) is not None for qc in records.values())]
+    rows = [(name, [write_number(look_up(qc, GLANCE[key]), ".3g") for key in known]) for name, qc in records.items()]
+    return known, rows
 
 
 def label_rows(qc: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
@@ -171,15 +192,22 @@ def second_rows(qc: Mapping[str, Any]) -> list[tuple[str, str]]:
 def other_rows(qc: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what no other table shows, flattened: ``outer: inner`` and its value."""
     shown = {path for score in SCORES for path in (score.after, score.before)}
-    hidden = {*PER_LABEL, "seconds", "versions"}
-    rows = [(path, value) for path, value in _leaves(qc) if path[0] not in hidden and path not in shown]
+    hidden = {*PER_LABEL, "seconds", "versions", "machine", "qc"}
+    rows = [(path, value) for path, value in leaves(qc) if path[0] not in hidden and path not in shown]
     return [(": ".join(path).replace("_", " "), write_number(value)) for path, value in rows]
 
 
-def _leaves(content: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Walk through a nested mapping, depth first."""
+def leaves(content: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Walk through a nested mapping, depth first; a list is one text.
+
+    Examples
+    --------
+    >>> list(leaves({"qc": {"verdict": "look", "reasons": ["dark", "small"]}}))
+    [(('qc', 'verdict'), 'look'), (('qc', 'reasons'), 'dark; small')]
+    """
     for key, value in content.items():
         if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, str(key)))
+            yield from leaves(value, (*path, str(key)))
         else:
-            yield (*path, str(key)), value
+            text = "; ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            yield (*path, str(key)), text
