@@ -82,19 +82,20 @@ setup(
         "numpy>=1.24",
         "pandas>=2",
         "pillow>=10",
+        "psutil>=5.9",
         "pybids>=0.17",
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.4",
         "scipy>=1.11",
         "SimpleITK>=2.3",
+        "templateflow>=24",
         'tomli>=2; python_version < "3.11"',
         "torch>=2.4",
     ],
     extras_require={
-        "templateflow": ["templateflow>=24"],
         "test": TEST,
-        "dev": [*TEST, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6"],
+        "dev": [*TEST, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6", "tabulate>=0.9"],
     },
     entry_points={
         "console_scripts": [

@@ -150,7 +150,7 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", type=Path, help="bench folder")
-    parser.add_argument("--model", nargs="+", default=["mmln", "mmln-semi", "mmln-paper"], help="names or weights files")
+    parser.add_argument("--model", nargs="+", default=["mmln"], help="names or weights files")
     parser.add_argument("--smoothing", nargs="*", type=float, default=[], help="more refinements of the first model")
     parser.add_argument("--output", type=Path, required=True, help="folder of accuracy{.tsv,.md,.svg,_pairs.tsv}")
     options = parser.parse_args()

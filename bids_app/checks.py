@@ -1,4 +1,4 @@
-"""Checks of a run's settings before any work, and what they find out: template, atlas, weights, device."""
+"""Checks of a run's settings before any work, and what they find out: templates, weights, device."""
 
 import json
 from collections.abc import Mapping
@@ -8,10 +8,10 @@ from pathlib import Path
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.config import Config, tomllib
 from mmln_pipeline.bids_app.parser import UsageError
+from mmln_pipeline.bids_app.targets import find_targets
 from mmln_pipeline.devices import resolve_device
-from mmln_pipeline.templates import load_template
 from mmln_pipeline.weights import load_model
-from mmln_pipeline.workflows import Provenance
+from mmln_pipeline.workflows import Provenance, Target
 
 
 @dataclass(frozen=True)
@@ -22,24 +22,23 @@ class Method:
     ----------
     provenance : Provenance
         Names, links and checksums for the sidecars.
-    atlas : str or None
-        Name of the template's labels.
-    atlas_table : str or None
-        Their numbers and names as the text of a TSV.
-    label_names : mapping of int to str
-        The same for figures.
-    compare_labels : bool
-        Whether the scans' labels can be scored against the template's.
+    targets : tuple of Target
+        The templates and their labels.
+    tables : mapping of str to str
+        Numbers and names of the labels of each atlas that has a table, as the text of a TSV.
     device : str
         `cpu` or `cuda:N`.
     """
 
     provenance: Provenance
-    atlas: str | None
-    atlas_table: str | None
-    label_names: Mapping[int, str]
-    compare_labels: bool
+    targets: tuple[Target, ...]
+    tables: Mapping[str, str]
     device: str
+
+    @property
+    def template(self) -> str:
+        """Return the names of the templates as text."""
+        return ", ".join(target.name for target in self.targets)
 
 
 def check_paths(config: Config) -> None:
@@ -63,7 +62,7 @@ def check_paths(config: Config) -> None:
             )
     if config.work_dir == config.output_dir:
         raise UsageError(f"--work-dir {config.work_dir}: is OUTPUT_DIR: choose another folder")
-    for name in ("bids_filter_file", "template_dseg", "use_plugin"):
+    for name in ("bids_filter_file", "template_mask", "template_dseg", "use_plugin"):
         path = getattr(config, name)
         if path is not None and not path.is_file():
             raise UsageError(f"--{name.replace('_', '-')} {path}: no such file")
@@ -73,7 +72,7 @@ def check_paths(config: Config) -> None:
 
 
 def prepare_method(config: Config) -> Method:
-    """Look up template, atlas, weights and device.
+    """Look up templates, weights and device.
 
     Parameters
     ----------
@@ -87,19 +86,18 @@ def prepare_method(config: Config) -> Method:
     Raises
     ------
     UsageError
-        The template or the model is unknown or unreadable, the labels are not on the template's grid, or
-        the device is absent.
+        A template or the model is unknown or unreadable, mask or labels are not on their template's grid, or the
+        device is absent.
     """
     try:
         device = str(resolve_device(config.device))
         card = load_model(config.model, "cpu")[1]
-        template = load_template(config.template, config.template_dseg)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    is_file = Path(config.template).is_file()
+    targets, tables = find_targets(config)
     provenance = Provenance(
-        template=template.name,
-        spatial_reference=Path(config.template).as_uri() if is_file else template.name,
+        template=targets[0].name,
+        spatial_reference=targets[0].spatial_reference,
         links={"raw": config.bids_dir, **config.derivatives},
         model=card["name"],
         model_sha256=card["sha256"],
@@ -112,16 +110,7 @@ def prepare_method(config: Config) -> Method:
             "random_seed": config.random_seed,
         },
     )
-    text, names = _read_table(template.dseg_table)
-    return Method(provenance, template.dseg_name, text, names, config.template_dseg is not None, device)
-
-
-def _read_table(table) -> tuple[str | None, dict[int, str]]:
-    """Return a BIDS label table (columns index and name) as text and as a dictionary."""
-    if table is None:
-        return None, {}
-    names = {int(index): str(name) for index, name in zip(table["index"], table["name"], strict=True)}
-    return table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"), names
+    return Method(provenance, targets, tables, device)
 
 
 def read_plugin(path: Path) -> dict:

@@ -16,11 +16,13 @@ SECTIONS = {
         "session_label",
         "bids_filter_file",
         "derivatives",
+        "subject_anatomical_reference",
         "bids_database_dir",
         "skip_bids_validation",
     ),
     "how": (
         "template",
+        "template_mask",
         "template_dseg",
         "skull_strip",
         "bias_correction",
@@ -28,6 +30,7 @@ SECTIONS = {
         "model",
         "refine",
         "topology",
+        "lesion_mask",
         "random_seed",
         "sloppy",
     ),
@@ -38,6 +41,7 @@ SECTIONS = {
 
 CHOICES = {
     "analysis_level": ("participant", "group"),
+    "subject_anatomical_reference": ("sessionwise", "first-lex", "unbiased"),
     "skull_strip": ("auto", "skip"),
     "init": ("affine", "rigid", "identity"),
     "topology": ("strict", "off"),
@@ -61,12 +65,17 @@ class Config:
         JSON file of further query filters.
     derivatives : mapping of str to Path
         Other derivative datasets with masks and labels, by name.
+    subject_anatomical_reference : {"sessionwise", "first-lex", "unbiased"}
+        One result for each session, or one for each subject: of the average of all images in the space of the first
+        one, or in the middle of all. The runs of a session are averaged in any case.
     bids_database_dir : Path or None
         Where PyBIDS keeps its index between runs.
     skip_bids_validation : bool
         Do not check the dataset's description and file names.
     template : str
-        Name or path of the template.
+        Name or path of the template, `sub-X` for one of the dataset, or the path of a table of several.
+    template_mask : Path or None
+        Brain mask on the template's grid.
     template_dseg : Path or None
         Labels on the template's grid.
     skull_strip : {"auto", "skip"}
@@ -81,8 +90,11 @@ class Config:
         Iterations of instance optimisation.
     topology : {"strict", "off"}
         Repair each warp until nothing folds, or leave it as it comes.
+    lesion_mask : str
+        `auto`: files named `*_label-lesion_roi` (or `_mask`) where there are any; `skip`: none; else how the files'
+        names end, or the path of one.
     random_seed : int
-        Seed of NumPy, torch and ANTs.
+        Seed of NumPy, torch and ITK.
     sloppy : bool
         Low quality for tests: rigid instead of affine, no bias correction, no refinement.
     nprocs, omp_nthreads : int
@@ -112,9 +124,11 @@ class Config:
     session_label: tuple[str, ...] = ()
     bids_filter_file: Path | None = None
     derivatives: Mapping[str, Path] = field(default_factory=dict)
+    subject_anatomical_reference: str = "sessionwise"
     bids_database_dir: Path | None = None
     skip_bids_validation: bool = False
     template: str = "MNI152NLin2009aSym"
+    template_mask: Path | None = None
     template_dseg: Path | None = None
     skull_strip: str = "auto"
     bias_correction: bool = True
@@ -122,6 +136,7 @@ class Config:
     model: str = "mmln"
     refine: str | int = "auto"
     topology: str = "strict"
+    lesion_mask: str = "auto"
     random_seed: int = 0
     sloppy: bool = False
     nprocs: int = 1

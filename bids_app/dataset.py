@@ -1,7 +1,7 @@
 """Files of the whole derivative dataset: description, ignore list, labels, methods, settings, reports."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmln_pipeline import __version__
@@ -49,8 +49,8 @@ def write_dataset_files(config: Config, method: Method, boilerplate: str) -> Non
     write_bidsignore(root)
     put_text(boilerplate, root / outputs.CITATION)
     put_text(config.to_toml(), root / outputs.CONFIG)
-    if method.atlas and method.atlas_table:
-        put_text(method.atlas_table, root / outputs.atlas_table_name(method.atlas))
+    for atlas, table in method.tables.items():
+        put_text(table, root / outputs.atlas_table_name(atlas))
 
 
 def write_bidsignore(root: Path) -> None:
@@ -66,7 +66,9 @@ def write_bidsignore(root: Path) -> None:
     put_text("\n".join(dict.fromkeys([*kept, *outputs.BIDSIGNORE_LINES])) + "\n", path)
 
 
-def write_report(config: Config, subject: str, errors: Sequence[Path | str] = ()) -> Path:
+def write_report(
+    config: Config, subject: str, errors: Sequence[Path | str] = (), group: Mapping[str, Mapping] | None = None
+) -> Path:
     """Write a subject's report from what lies in the output directory.
 
     Parameters
@@ -77,6 +79,8 @@ def write_report(config: Config, subject: str, errors: Sequence[Path | str] = ()
         Label without `sub-`.
     errors : sequence of Path or str, default ()
         Crash files, or what else went wrong.
+    group : mapping or None, default None
+        Scores of all images to compare the subject's with, where they are read already.
 
     Returns
     -------
@@ -85,7 +89,7 @@ def write_report(config: Config, subject: str, errors: Sequence[Path | str] = ()
     """
     from mmln_pipeline.reporting.page import write_subject_report
 
-    return write_subject_report(config.output_dir, subject, errors=errors)
+    return write_subject_report(config.output_dir, subject, errors=errors, group=group)
 
 
 def _describe(config: Config, method: Method) -> dict:
@@ -102,7 +106,7 @@ def _describe(config: Config, method: Method) -> dict:
             {
                 "Name": NAME,
                 "Version": __version__,
-                "Description": f"Registration of T1-weighted images to {method.provenance.template}",
+                "Description": f"Registration of T1-weighted images to {method.template}",
             }
         ],
         "SourceDatasets": [{"URL": root.as_uri()} for root in method.provenance.links.values()],

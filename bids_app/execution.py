@@ -19,6 +19,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins.linear import LinearPlugin
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
+from nipype.utils.filemanip import indirectory
 
 from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.progress import progress_bar
@@ -73,7 +74,9 @@ def run_workflow(
     names = {scan.workflow_name: scan.stem for scan in scans}
     error = None
     gc.freeze()  # Nipype collects garbage before it submits a node: loaded modules need no look each time
-    with progress_bar("mmln-bids", _count_steps(workflow)) as advance:
+    config.work_dir.mkdir(parents=True, exist_ok=True)
+    # Nipype's monitor leaves its samples in the folder where the process stands.
+    with indirectory(config.work_dir), progress_bar("mmln-bids", _count_steps(workflow)) as advance:
         arguments = {"status_callback": partial(_tell, advance, names, set())}
         runner = _make_runner(config, arguments) if plugin is None else None
         try:
@@ -117,8 +120,8 @@ def configure_nipype(config: Config) -> None:
     if config.resource_monitor:
         record = config.output_dir / outputs.RESOURCES
         record.parent.mkdir(parents=True, exist_ok=True)
-        nipype.config.update_config({"monitoring": {"summary_file": str(record)}})
-        nipype.config.enable_resource_monitor()
+        nipype.config.set("monitoring", "summary_file", str(record))  # update_config passes this section over
+    nipype.config.resource_monitor = config.resource_monitor
     _set_log_level(LEVELS[min(config.verbose, 2)])
 
 
@@ -127,10 +130,11 @@ def _set_log_level(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _start_worker(folder: str, level: int) -> None:
-    """Prepare a worker process: folder, silence, and no call home."""
+def _start_worker(folder: str, level: int, monitor: bool) -> None:
+    """Prepare a worker process: folder, silence, its resources on record, and no call home."""
     os.environ["NIPYPE_NO_ET"] = "1"
     os.chdir(folder)
+    nipype.config.resource_monitor = monitor
     _set_log_level(level)
 
 
@@ -146,7 +150,7 @@ class WorkerPool(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=self.processors,
             initializer=_start_worker,
-            initargs=(self._cwd, self.plugin_args["log_level"]),
+            initargs=(self._cwd, self.plugin_args["log_level"], nipype.config.resource_monitor),
             mp_context=multiprocessing.get_context("spawn"),
         )
 

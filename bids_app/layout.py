@@ -1,28 +1,26 @@
-"""Queries of the raw dataset and of derivatives: which scans there are, and their masks and labels."""
+"""Queries of the raw dataset: which scans there are, of which images they are made, and which are left out."""
 
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query
+from bids.layout import BIDSLayout, BIDSLayoutIndexer
 from bids_validator import BIDSValidator
 
+from mmln_pipeline.bids_app.companions import Lesions, find_companion
 from mmln_pipeline.bids_app.config import Config
+from mmln_pipeline.bids_app.filters import Filters, read_filters
 from mmln_pipeline.bids_app.parser import UsageError
 from mmln_pipeline.workflows import Scan
+from mmln_pipeline.workflows.scans import common_stem
 
-BASE_FILTERS = {
-    "t1w": {"datatype": "anat", "suffix": "T1w", "extension": [".nii.gz", ".nii"]},
-    "mask": {"datatype": "anat", "suffix": "mask", "desc": "brain", "extension": [".nii.gz", ".nii"]},
-    "dseg": {"datatype": "anat", "suffix": "dseg", "extension": [".nii.gz", ".nii"]},
-}
-NATIVE_SPACES = (None, "T1w", "orig")
 OTHER_FOLDERS = re.compile(r"^/(?!sub-)[^/]+/|/(func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr)(/|$)")
 
 
-def find_scans(config: Config) -> tuple[list[Scan], list[str]]:
+def find_scans(config: Config) -> tuple[list[Scan], dict[str, str]]:
     """Find the T1w images that a run asks for, with their masks and labels.
 
     Parameters
@@ -33,66 +31,105 @@ def find_scans(config: Config) -> tuple[list[Scan], list[str]]:
     Returns
     -------
     scans : list of Scan
-        Sorted by file name.
-    skipped : list of str
-        Subjects without a T1w image (only when no label asked for them).
+        Sorted by file name; one for each session, or (`subject_anatomical_reference`) for each subject.
+    skipped : dict of str to str
+        Why a subject (`sub-X`) or a session (`sub-X_ses-Y`) is left out.
 
     Raises
     ------
     UsageError
-        The dataset is none, a label or a filter finds no T1w image, or several masks or label images fit
-        a scan.
+        The dataset is none, a label or a filter finds no T1w image, or masks or labels of a scan are in doubt.
     """
-    filters = _read_filters(config.bids_filter_file)
+    filters = read_filters(config.bids_filter_file)
     if not config.skip_bids_validation:
         _check_description(config.bids_dir)
     subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir())
     missing = [label for label in config.participant_label if label not in subjects]
     if missing:
         raise UsageError(f"--participant-label {' '.join(missing)}: no folder sub-{missing[0]} in {config.bids_dir}")
-    images = _query(_index_raw(config), filters["t1w"] | _labels(config, filters["t1w"]), "t1w")
-    _check_found(config, images, subjects)
+    raw, labels = _index_raw(config), _labels(config, filters)
+    images = filters.find(raw, "t1w", **labels)
+    _check_found(config, images, subjects, _blame(filters, raw, labels) if not images else "")
     if not config.skip_bids_validation:
         _check_names(config.bids_dir, images)
     others = {name: _index_derivative(name, path) for name, path in config.derivatives.items()}
-    scans = [_to_scan(image, others, filters) for image in images]
-    found = {scan.subject for scan in scans}
-    wanted = config.participant_label or subjects
-    return scans, [label for label in wanted if label not in found]
+    scans = _to_scans(config, images, [raw, *others.values()], others, filters)
+    return join_scans(scans, config.subject_anatomical_reference), _find_skipped(config, images, subjects)
 
 
-def _read_filters(path: Path | None) -> dict[str, dict]:
-    """Merge a filter file with the base filters; null and "*" become PyBIDS's NONE and ANY."""
-    filters = {kind: dict(base) for kind, base in BASE_FILTERS.items()}
-    if path is None:
-        return filters
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--bids-filter-file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"--bids-filter-file {path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not all(isinstance(item, dict) for item in content.values()):
-        raise UsageError(f'--bids-filter-file {path}: expected {{"t1w": {{ENTITY: VALUE}}}}')
-    if not set(content) & set(filters):
-        raise UsageError(
-            f"--bids-filter-file {path}: expected one of {', '.join(filters)}, found {', '.join(content) or 'nothing'}"
+def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
+    """Join the images that give one result: the runs of a session, or all images of a subject.
+
+    Images that differ in another entity, such as `acq`, have results of their own.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        One for each image, sorted by file name.
+    reference : {"sessionwise", "first-lex", "unbiased"}
+        As in `Config.subject_anatomical_reference`.
+
+    Returns
+    -------
+    list of Scan
+
+    Raises
+    ------
+    UsageError
+        Two files hold the same image.
+    """
+    groups: dict[str, list[Scan]] = {}
+    for scan in scans:
+        groups.setdefault(common_stem(scan.stem, over_sessions=reference != "sessionwise"), []).append(scan)
+    joined = []
+    for first, *others in groups.values():
+        same = next((other for other in others if other.stem == first.stem), None)
+        if same is not None:
+            raise UsageError(f"{same.t1w} and {first.t1w}: two files of one image: remove one")
+        session = first.session if {scan.session for scan in others} <= {first.session} else None
+        kind = "unbiased" if reference == "unbiased" else "first-lex"
+        # A lesion mask that names no run is drawn on the first one.
+        others = [replace(other, lesion=None) if other.lesion == first.lesion else other for other in others]
+        joined.append(replace(first, session=session, others=tuple(others), reference=kind))
+    return joined
+
+
+def _to_scans(
+    config: Config, images: Sequence, layouts: Sequence[BIDSLayout], others: Mapping[str, BIDSLayout], filters: Filters
+) -> list[Scan]:
+    """Join each T1w image with its mask, its labels and its lesion mask."""
+    lesions = Lesions(config, layouts)
+    scans = [
+        Scan(
+            subject=image.get_entities()["subject"],
+            session=image.get_entities().get("session"),
+            t1w=Path(image.path),
+            mask=find_companion(image, others, "mask", filters),
+            dseg=find_companion(image, others, "dseg", filters),
+            lesion=lesions.find(image),
         )
-    words = {None: Query.NONE, "*": Query.ANY}
-    for kind in set(content) & set(filters):
-        for entity, value in content[kind].items():
-            filters[kind][entity] = value if isinstance(value, list) else words.get(value, value)
-    return filters
+        for image in images
+    ]
+    lesions.check_found([scan.lesion for scan in scans])
+    return scans
 
 
-def _labels(config: Config, filters: Mapping) -> dict:
+def _labels(config: Config, filters: Filters) -> dict:
     """Return the filters that the label options make; a filter file's session goes before theirs."""
     labels: dict = {}
     if config.participant_label:
         labels["subject"] = list(config.participant_label)
-    if config.session_label and "session" not in filters:
+    if config.session_label and "session" not in filters.queries["t1w"]:
         labels["session"] = list(config.session_label)
     return labels
+
+
+def _blame(filters: Filters, layout: BIDSLayout, labels: Mapping) -> str:
+    """Name the entries of the filter file without which there would be images."""
+    entries = filters.given.get("t1w", {})
+    found = [entity for entity in entries if filters.without("t1w", entity).find(layout, "t1w", **labels)]
+    shown = ", ".join(f'"{entity}": {json.dumps(entries[entity])}' for entity in found or entries)
+    return f' (--bids-filter-file {filters.path}: "t1w": {{{shown}}})' if shown else ""
 
 
 def _check_description(root: Path) -> None:
@@ -109,7 +146,7 @@ def _check_description(root: Path) -> None:
         raise UsageError(f"{path}: {' and '.join(absent)} missing: {mend}")
 
 
-def _check_names(root: Path, images: list) -> None:
+def _check_names(root: Path, images: Sequence) -> None:
     validator = BIDSValidator()
     for image in images:
         name = "/" + Path(image.path).relative_to(root).as_posix()
@@ -142,16 +179,9 @@ def _index(root: Path, ignore: list, **options) -> BIDSLayout:
             raise UsageError(f"{root}: PyBIDS cannot read it: {error}") from error
 
 
-def _query(layout: BIDSLayout, filters: Mapping, kind: str) -> list:
-    try:
-        return sorted(layout.get(**filters), key=lambda image: Path(image.path).name)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f'--bids-filter-file: "{kind}": {str(error).splitlines()[0]}') from error
-
-
-def _check_found(config: Config, images: list, subjects: list[str]) -> None:
+def _check_found(config: Config, images: Sequence, subjects: list[str], blame: str) -> None:
     """Raise where something that was asked for has no T1w image."""
-    narrowed = " with these sessions and filters" if config.session_label or config.bids_filter_file else ""
+    narrowed = _narrowed(config) + blame
     found = {image.get_entities()["subject"] for image in images}
     missing = [label for label in config.participant_label if label not in found]
     if missing:
@@ -165,31 +195,22 @@ def _check_found(config: Config, images: list, subjects: list[str]) -> None:
         raise UsageError(f"{config.bids_dir}: {what}")
 
 
-def _to_scan(image, others: Mapping[str, BIDSLayout], filters: Mapping[str, dict]) -> Scan:
-    """Join a T1w image with the one mask and the one label image that fit it."""
-    entities = image.get_entities()
-    return Scan(
-        subject=entities["subject"],
-        session=entities.get("session"),
-        t1w=Path(image.path),
-        mask=_find_companion(image, others, "mask", filters["mask"]),
-        dseg=_find_companion(image, others, "dseg", filters["dseg"]),
-    )
+def _narrowed(config: Config) -> str:
+    return " with these sessions and filters" if config.session_label or config.bids_filter_file else ""
 
 
-def _find_companion(image, others: Mapping[str, BIDSLayout], kind: str, filters: Mapping) -> Path | None:
-    """Find the mask or labels in the space of a T1w image; its entities must be the image's."""
-    own = {key: value for key, value in image.get_entities().items() if key not in ("suffix", "extension", "datatype")}
-    fitting = []
-    for layout in others.values():
-        for candidate in _query(layout, {**filters, "subject": own["subject"]}, kind):
-            entities = candidate.get_entities()
-            same = all(entities.get(key) == own.get(key) for key in (*own, "session", "run", "acquisition"))
-            if same and entities.get("space") in NATIVE_SPACES:
-                fitting.append(Path(candidate.path))
-    if len(fitting) > 1:
-        raise UsageError(
-            f"{Path(image.path).name}: {len(fitting)} files fit as {kind} ({fitting[0]}, {fitting[1]}): "
-            f'choose by "{kind}" in --bids-filter-file'
-        )
-    return fitting[0] if fitting else None
+def _find_skipped(config: Config, images: Sequence, subjects: Sequence[str]) -> dict[str, str]:
+    """Say which subjects and which of their sessions have no T1w image that is asked for."""
+    entities = [image.get_entities() for image in images]
+    found = {(own["subject"], own.get("session")) for own in entities}
+    reason = f"no T1w image{_narrowed(config)}"
+    skipped = {}
+    for subject in config.participant_label or subjects:
+        if not any(own["subject"] == subject for own in entities):
+            skipped[f"sub-{subject}"] = reason
+            continue
+        there = sorted(path.name[4:] for path in (config.bids_dir / f"sub-{subject}").glob("ses-*") if path.is_dir())
+        for session in config.session_label or there:
+            if (subject, session) not in found:
+                skipped[f"sub-{subject}_ses-{session}"] = reason if session in there else "no such session"
+    return skipped

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ PATHS = (
     "work_dir",
     "bids_database_dir",
     "bids_filter_file",
+    "template_mask",
     "template_dseg",
     "use_plugin",
 )
@@ -70,9 +71,9 @@ def parse_count(text: str) -> int:
 
 
 def parse_seed(text: str) -> int:
-    """Read a seed that NumPy, torch and ANTs all take."""
-    if not text.isdigit() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**31 - 1}, found {text!r}")
+    """Read a seed that NumPy, torch and ITK all take (as `mmln_pipeline.inputs.MAX_SEED`)."""
+    if not text.isdigit() or int(text) > 2**31 - 2:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {2**31 - 2}, found {text!r}")
     return int(text)
 
 
@@ -144,9 +145,17 @@ def _add_what(group):
         "-d",
         "--derivatives",
         nargs="+",
+        action="extend",
         type=parse_dataset,
         metavar="NAME=PATH",
         help="derivative datasets with brain masks (_desc-brain_mask) and labels (_dseg) in T1w space",
+    )
+    group.add_argument(
+        "--subject-anatomical-reference",
+        choices=("sessionwise", "first-lex", "unbiased"),
+        help="sessionwise: one result for each session; first-lex, unbiased: one for each subject, of the average of"
+        " all its T1w images, in the space of the first one or in the middle of all; runs of a session are averaged"
+        " in any case (default: sessionwise)",
     )
     group.add_argument("--bids-database-dir", type=Path, metavar="DIR", help="folder of PyBIDS's index, made if absent")
     group.add_argument(
@@ -155,12 +164,25 @@ def _add_what(group):
 
 
 def _add_how(group):
-    group.add_argument("--template", metavar="NAME|PATH", help="template (default: MNI152NLin2009aSym, embedded)")
+    group.add_argument(
+        "--template",
+        metavar="NAME|PATH",
+        help="template: a name (the embedded MNI152NLin2009aSym, or one from TemplateFlow's cache, as NAME[:cohort-N]"
+        "[:res-N]), a NIfTI file, sub-LABEL[_ses-LABEL] (that image of the dataset, with its mask and labels from -d),"
+        " or a table (.tsv) of several atlases with the columns name, image, mask, dseg, dseg_tsv: all images are"
+        " registered to each, and the labels fused (default: MNI152NLin2009aSym)",
+    )
+    group.add_argument(
+        "--template-mask",
+        type=Path,
+        metavar="PATH",
+        help="brain mask on the template's grid (default: the tpl-X_desc-brain_mask beside a tpl-X_T1w)",
+    )
     group.add_argument(
         "--template-dseg",
         type=Path,
         metavar="PATH",
-        help="labels on the template's grid, brought to each subject",
+        help="labels on the template's grid, brought to each subject; named by the dseg.tsv beside them",
     )
     group.add_argument(
         "--skull-strip",
@@ -188,8 +210,16 @@ def _add_how(group):
         help="strict: repair each warp until nothing folds (NDV 0), or fail that subject; off: leave it as it comes"
         " (default: strict)",
     )
-    group.add_argument("--lesion-mask", nargs="?", metavar="NAME", help=f"cost-function masking: {LATER}")
-    group.add_argument("--random-seed", type=parse_seed, metavar="N", help="seed of NumPy, torch and ANTs (default: 0)")
+    group.add_argument(
+        "--lesion-mask",
+        nargs="?",
+        const="auto",
+        metavar="auto|skip|ENDING|FILE",
+        help="masks of lesions, which steer neither the affine nor the refinement. auto: files named"
+        " *_label-lesion_roi (or _mask) beside the T1w images or in --derivatives, where there are any; ENDING: how the"
+        " names of such files end; FILE: that of the one image (default: auto)",
+    )
+    group.add_argument("--random-seed", type=parse_seed, metavar="N", help="seed of NumPy, torch and ITK (default: 0)")
     group.add_argument(
         "--sloppy",
         action="store_true",
@@ -231,7 +261,7 @@ def _add_run(group):
     group.add_argument("--boilerplate-only", action="store_true", help="write logs/CITATION.md only")
     group.add_argument("--write-graph", action="store_true", help="draw the workflow in the work directory")
     group.add_argument("--stop-on-first-crash", action="store_true", help="stop all subjects when one fails")
-    group.add_argument("--resource-monitor", action="store_true", help="record memory and processors (needs psutil)")
+    group.add_argument("--resource-monitor", action="store_true", help="record memory and processors")
     group.add_argument("--version", action="version", version=f"mmln-bids {__version__}")
     group.add_argument("-v", "--verbose", action="count", help="Nipype's log and tracebacks; -vv: debugging")
 
@@ -272,8 +302,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
 
 def _check_available(typed: dict[str, object]) -> None:
     """Refuse what the interface names and this version does not do."""
-    if "lesion_mask" in typed:
-        raise UsageError(f"--lesion-mask {LATER}")
     if typed.get("skull_strip") in ("synthstrip", "atlas"):
         raise UsageError(f"--skull-strip {typed['skull_strip']} {LATER}: give stripped images or brain masks (-d)")
 
@@ -282,7 +310,7 @@ def _complete(settings: dict) -> dict:
     """Clean labels, make paths absolute, and fill in what depends on this machine."""
     settings["participant_label"] = _strip(settings.get("participant_label", ()), "sub-")
     settings["session_label"] = _strip(settings.get("session_label", ()), "ses-")
-    derivatives = dict(settings.get("derivatives", {}))
+    derivatives = _by_name(settings.get("derivatives", {}))
     settings["derivatives"] = {name: path.expanduser().resolve() for name, path in derivatives.items()}
     settings.setdefault("nprocs", _available_processors())
     settings.setdefault("omp_nthreads", min(settings["nprocs"], 8))
@@ -291,7 +319,7 @@ def _complete(settings: dict) -> dict:
     for name in PATHS:
         if settings.get(name):
             settings[name] = Path(settings[name]).expanduser().resolve()
-    for name in ("template", "model"):  # names, or files that nodes in other folders must find
+    for name in ("template", "model", "lesion_mask"):  # names, or files that nodes in other folders must find
         if name in settings and Path(settings[name]).is_file():
             settings[name] = str(Path(settings[name]).resolve())
     return settings
@@ -304,6 +332,17 @@ def _read_config_file(path: Path) -> dict[str, object]:
         return read_toml(path)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _by_name(datasets: Mapping[str, Path] | Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """Return datasets by their names; two of one name are an error."""
+    pairs = list(datasets.items()) if isinstance(datasets, Mapping) else list(datasets)
+    names = [name for name, _ in pairs]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        paths = " and ".join(str(path) for name, path in pairs if name == twice[0])
+        raise UsageError(f"--derivatives {twice[0]}: names two datasets, {paths}: give each its own name, NAME=PATH")
+    return dict(pairs)
 
 
 def _strip(labels: Sequence[str], prefix: str) -> tuple[str, ...]:

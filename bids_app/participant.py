@@ -4,7 +4,6 @@ import shutil
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -15,8 +14,10 @@ from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files, write_report
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.layout import find_scans
-from mmln_pipeline.bids_app.parser import UsageError
-from mmln_pipeline.workflows import Scan, init_mmln_wf, outputs, write_boilerplate
+from mmln_pipeline.bids_app.results import find_doubts
+from mmln_pipeline.bids_app.targets import drop_templates
+from mmln_pipeline.reporting.record import read_records
+from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, outputs, targets_of, write_boilerplate
 
 NETWORK_GB = 8.0
 """Memory that the network is taken to need, GB."""
@@ -43,15 +44,15 @@ def run_participants(config: Config) -> int:
     check_paths(config)
     check_output_dataset(config.output_dir)
     plugin = read_plugin(config.use_plugin) if config.use_plugin else None
-    if config.resource_monitor and find_spec("psutil") is None:
-        raise UsageError("--resource-monitor: needs the package psutil: pip install psutil")
     scans, skipped = find_scans(config)
     method = prepare_method(config)
+    scans, templates = drop_templates(config, scans, method.targets)
+    skipped |= templates
     if config.dry_run:
         print(describe_plan(config, method, scans, skipped))
         return 0
-    for subject in skipped:
-        print(f"sub-{subject}: skipped, no T1w image")
+    for name, reason in skipped.items():
+        print(f"{name}: skipped, {reason}")
     if config.reports_only:
         return finish(config, method, scans, {})
 
@@ -89,11 +90,7 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         scans=scans,
         output_dir=config.output_dir,
         provenance=method.provenance,
-        template=config.template,
-        template_dseg=config.template_dseg,
-        atlas=method.atlas,
-        label_names=method.label_names,
-        compare_labels=method.compare_labels,
+        targets=method.targets,
         skull_strip=config.skull_strip,
         bias_correction=config.bias_correction,
         init=config.init,
@@ -135,15 +132,18 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
         if failure:
             failed[scan.stem] = failure
     done = len(scans) - len(failed)
+    records = read_records(config.output_dir)
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
         try:
-            write_report(config, subject, [failure.crash_file or failure.cause for failure in own])
+            write_report(config, subject, [failure.crash_file or failure.cause for failure in own], records)
         except Exception as error:  # one report must not cost the others theirs
             if config.verbose:
                 traceback.print_exc()
             failed[outputs.report_name(subject)] = Failure(f"{type(error).__name__}: {error}")
     print(f"{done} of {len(scans)} images done: {config.output_dir}")
+    for name, doubt in find_doubts(records, [scan for scan in scans if scan.stem not in failed]):
+        print(f"{name}: {doubt}", file=sys.stderr)
     for name, failure in failed.items():
         record = f" ({failure.crash_file})" if failure.crash_file else ""
         print(f"{name}: FAILED: {failure.cause}{record}", file=sys.stderr)
@@ -158,7 +158,7 @@ def find_missing(output_dir: Path, method: Method, scan: Scan) -> Failure | None
     output_dir : Path
         Root of the derivative dataset.
     method : Method
-        Names of template and atlas.
+        Templates and atlases.
     scan : Scan
         The scan.
 
@@ -166,13 +166,23 @@ def find_missing(output_dir: Path, method: Method, scan: Scan) -> Failure | None
     -------
     Failure or None
     """
-    for path in outputs.derivative_paths(scan, method.provenance.template, method.atlas).values():
+    for path in _list_results(method, scan):
         if not (output_dir / path).is_file():
             return Failure(f"not finished: {path} is missing")
     return None
 
 
-def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped: Sequence[str]) -> str:
+def _list_results(method: Method, scan: Scan) -> list[str]:
+    """List the files that a scan is to have in the end."""
+    targets = targets_of(scan, method.targets)
+    several = len(method.targets) > 1
+    paths = [outputs.derivative_paths(scan, target.name, target.atlas, several=several) for target in targets]
+    if fused_targets(targets):
+        paths.append(outputs.fused_paths(scan, scan.has("dseg")))
+    return list(dict.fromkeys(path for own in paths for path in own.values()))
+
+
+def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped: Mapping[str, str]) -> str:
     """Say what would run, with the files and the reasons.
 
     Parameters
@@ -183,27 +193,35 @@ def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped
         What they mean on this machine.
     scans : sequence of Scan
         The scans of the run.
-    skipped : sequence of str
-        Subjects without a T1w image.
+    skipped : mapping of str to str
+        Subjects and sessions that are left out, and why.
 
     Returns
     -------
     str
         Lines for the terminal.
     """
-    labels = f"labels {method.atlas}" if method.atlas else "no labels"
+    atlases = ", ".join(target.atlas for target in method.targets if target.atlas)
+    labels = f"labels {atlases}" if atlases else "no labels"
     lines = [
-        f"Would register {len(scans)} images to {method.provenance.template} ({labels}) with model"
+        f"Would register {len(scans)} images to {method.template} ({labels}) with model"
         f" {method.provenance.model} on {method.device}, {config.nprocs} processors, {config.mem_gb:g} GB:"
     ]
     for scan in scans:
         missing = find_missing(config.output_dir, method, scan)
         state = missing.cause if missing else "finished before"
         lines += [
-            f"{scan.stem}: {scan.t1w}",
-            f"  mask: {scan.mask or f'none given (--skull-strip {config.skull_strip})'}",
-            f"  labels: {scan.dseg or 'none given'}",
+            f"{scan.stem}: {_list_files(scan, 't1w')}",
+            f"  mask: {_list_files(scan, 'mask') or f'none given (--skull-strip {config.skull_strip})'}",
+            f"  labels: {_list_files(scan, 'dseg') or 'none given'}",
+            *([f"  lesion mask: {_list_files(scan, 'lesion')}"] if scan.has("lesion") else []),
+            *([f"  reference: average of {len(scan.images)} images, {scan.reference}"] if scan.others else []),
             f"  results: {config.output_dir / scan.folder} ({state})",
         ]
-    lines += [f"sub-{subject}: skipped, no T1w image" for subject in skipped]
+    lines += [f"{name}: skipped, {reason}" for name, reason in skipped.items()]
     return "\n".join(lines)
+
+
+def _list_files(scan: Scan, kind: str) -> str:
+    """List what the images of a scan have of one kind."""
+    return ", ".join(str(getattr(image, kind)) for image in scan.images if getattr(image, kind))

@@ -2,8 +2,8 @@
 
 # Bound here so that the name is always the function, also once the module of that name has been
 # imported. That module is light: numerical libraries load with the first registration.
-from mmln_pipeline.register import RegistrationResult, TopologyError, register
+from mmln_pipeline.register import QualityWarning, RegistrationResult, TopologyError, register
 
 __version__ = "0.1.0"
 
-__all__ = ["RegistrationResult", "TopologyError", "__version__", "register"]
+__all__ = ["QualityWarning", "RegistrationResult", "TopologyError", "__version__", "register"]

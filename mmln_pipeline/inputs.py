@@ -95,6 +95,7 @@ class Pair:
     fixed_dseg, moving_dseg : Nifti1Image or None
     labels : LabelTable or None
     fixed_mask, moving_mask : Nifti1Image or None
+    moving_lesion : Nifti1Image or None
     """
 
     fixed: Nifti1Image
@@ -104,6 +105,7 @@ class Pair:
     labels: LabelTable | None
     fixed_mask: Nifti1Image | None
     moving_mask: Nifti1Image | None
+    moving_lesion: Nifti1Image | None = None
 
 
 def load_pair(
@@ -114,12 +116,13 @@ def load_pair(
     labels: str | Path | LabelTable | None = None,
     fixed_mask: ImageSource | None = None,
     moving_mask: ImageSource | None = None,
+    moving_lesion: ImageSource | None = None,
 ) -> Pair:
     """Read the inputs of a registration and check all that can be checked beforehand.
 
     Parameters
     ----------
-    fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask
+    fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion
         See `mmln_pipeline.register`.
 
     Returns
@@ -146,6 +149,7 @@ def load_pair(
         table,
         _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"),
         _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
+        _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
     )
 
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 NAME_COLUMNS = ("name", "structure")
 NUMBER_COLUMNS = ("index", "labels", "neuromorphometrics", "freesurfer")
 SYSTEMS = ("neuromorphometrics", "freesurfer")
@@ -90,7 +93,7 @@ def structures28(system: str = "neuromorphometrics") -> LabelTable:
     """
     if system not in SYSTEMS:
         raise ValueError(f"Unknown label system '{system}'; expected one of {', '.join(SYSTEMS)}.")
-    return _read(_bundled_path("structures28"), f"structures28:{system}", system)
+    return _read(bundled_path("structures28"), f"structures28:{system}", system)
 
 
 def load_label_table(source: str | Path) -> LabelTable:
@@ -121,7 +124,7 @@ def load_label_table(source: str | Path) -> LabelTable:
     if name == "structures28":
         return structures28(system or "neuromorphometrics")
     if text in BUNDLED:
-        return _read(_bundled_path(text), text)
+        return _read(bundled_path(text), text)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(
@@ -131,8 +134,113 @@ def load_label_table(source: str | Path) -> LabelTable:
     return _read(path, path.name)
 
 
-def _bundled_path(name: str) -> Path:
+def bundled_path(name: str) -> Path:
+    """Return the path of a bundled table, by its name in `BUNDLED`."""
     return Path(str(resources.files("mmln_pipeline") / "data" / BUNDLED[name]))
+
+
+def find_dseg_table(dseg: Path) -> Path | None:
+    """Find the table that belongs to a label image: of the same name, or the closest that BIDS lets it inherit.
+
+    Parameters
+    ----------
+    dseg : Path
+        Label image.
+
+    Returns
+    -------
+    Path or None
+        ``NAME.tsv`` beside ``NAME.nii.gz``; else the ``*dseg.tsv`` whose entities are all among the image's,
+        most entities first, beside it or in a folder above it in the same dataset.
+    """
+    stem = dseg.name.removesuffix(".gz").removesuffix(".nii")
+    if dseg.with_name(f"{stem}.tsv").is_file():
+        return dseg.with_name(f"{stem}.tsv")
+    parts = set(stem.split("_")[:-1])
+    root = next((folder for folder in dseg.parents if (folder / "dataset_description.json").is_file()), dseg.parent)
+    for folder in dseg.parents:
+        entities = {path: set(path.stem.split("_")[:-1]) for path in sorted(folder.glob("*dseg.tsv"))}
+        fitting = [path for path, own in entities.items() if own <= parts and path.stem.split("_")[-1] == "dseg"]
+        if fitting:
+            return max(fitting, key=lambda path: len(entities[path]))
+        if folder == root:
+            break
+    return None
+
+
+def load_dseg_table(path: str | Path) -> pd.DataFrame:
+    """Load a BIDS table of labels as it is, all its columns kept.
+
+    Parameters
+    ----------
+    path : str or Path
+        TSV with the columns ``index`` and ``name``, one row a label.
+
+    Returns
+    -------
+    DataFrame
+        ``index`` as whole numbers, ``name`` as text.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a column is missing, a number is not whole or stands twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"label table {path}: no such file")
+    try:
+        table = pd.read_csv(path, sep="\t", encoding="utf-8-sig", dtype={"name": str}, na_values=["n/a"])
+    except ValueError as error:
+        raise ValueError(f"label table {path}: expected tab-separated text, found {error}") from error
+    if not {"index", "name"} <= set(table.columns):
+        raise ValueError(f"label table {path}: expected columns index and name, found {', '.join(table.columns)}")
+    numbers = pd.to_numeric(table["index"], errors="coerce")
+    if not (numbers == numbers.round()).all():
+        raise ValueError(f"label table {path}: expected whole numbers as index, found {table['index'].tolist()[:5]}")
+    if numbers.duplicated().any():
+        raise ValueError(
+            f"label table {path}: expected each index once, found {int(numbers[numbers.duplicated()].iloc[0])} twice"
+        )
+    return table.assign(index=numbers.astype(int), name=table["name"].fillna("n/a"))
+
+
+def measure_volumes(labels: np.ndarray, voxel_mm3: float, names: Mapping[int, str] | None = None) -> pd.DataFrame:
+    """Measure the volume of each label.
+
+    Parameters
+    ----------
+    labels : array of int, shape (I, J, K)
+        Label image; 0 is the background.
+    voxel_mm3 : float
+        Volume of a voxel, mm^3.
+    names : mapping of int to str, optional
+        Names by number; a label that is named and not there has the volume 0.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``index``, ``name`` (``n/a`` where unknown), ``voxels`` and ``volume_mm3``, by ascending index.
+
+    Examples
+    --------
+    >>> measure_volumes(np.array([0, 2, 2, 5]), 0.5, {2: "Two", 3: "Three"}).to_dict("list")
+    {'index': [2, 3, 5], 'name': ['Two', 'Three', 'n/a'], 'voxels': [2, 0, 1], 'volume_mm3': [1.0, 0.0, 0.5]}
+    """
+    names = names or {}
+    found, counts = np.unique(labels, return_counts=True)
+    voxels = dict.fromkeys(names, 0) | dict(zip(found.tolist(), counts.tolist(), strict=True))
+    numbers = sorted(set(voxels) - {0})
+    return pd.DataFrame(
+        {
+            "index": numbers,
+            "name": [names.get(number, "n/a") for number in numbers],
+            "voxels": [voxels[number] for number in numbers],
+            "volume_mm3": [round(voxels[number] * voxel_mm3, 4) for number in numbers],
+        }
+    )
 
 
 def _read(path: Path, name: str, column: str | None = None) -> LabelTable:

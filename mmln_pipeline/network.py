@@ -130,9 +130,7 @@ class Subnet(nn.Module):
         Of the convolution behind the encoder; 1 when the input has half the images' size already.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, velocity_range: float, dims: int = 3, stride: int = 2
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, velocity_range: float, dims: int = 3, stride: int = 2) -> None:
         super().__init__()
         conv = nn.Conv3d if dims == 3 else nn.Conv2d
         up = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
@@ -217,10 +215,14 @@ class MMLN(nn.Module):
 
     def _subnet(self, p: int) -> Subnet:
         c = self.config
-        channels = 2 if p == 0 and c.schedule.count(1) == 1 else 5  # nothing is known before the only run of level 1
+        channels = 5 if p > 0 or self._knows_velocity() else 2
         if self._is_folded(p):
             return Subnet(2 * 2**3 + 3, c.channels, c.velocity_range, stride=1)
         return Subnet(channels, c.channels, c.velocity_range)
+
+    def _knows_velocity(self) -> bool:
+        """Return whether level 1 sees a velocity: not before its only run."""
+        return self.config.schedule.count(1) > 1
 
     def _is_folded(self, p: int) -> bool:
         """Return whether a level sees its images folded into channels of half their size."""
@@ -317,8 +319,8 @@ class MMLN(nn.Module):
             cropped = crop(carried, _halve(where))
         residual, features = self.levels[p](self._input(p, crop(fixed, where), moved, seen), cropped)
         if window is None:  # what a coarser level adds to a finer field must not make that coarser
-            finest = [max(pair) for pair in zip(below.velocity.shape[2:], own_shape, strict=True)]
-            own, own_shape = tuple(slice(0, n) for n in finest), finest
+            own_shape = tuple(max(pair) for pair in zip(below.velocity.shape[2:], own_shape, strict=True))
+            own = tuple(slice(0, n) for n in own_shape)
         step = resize_field(residual, [s.stop - s.start for s in own])
         velocity = crop(resize_field(below.velocity, own_shape), own) + step
         prior = resize_field(below.displacement, own_shape)
@@ -330,7 +332,7 @@ class MMLN(nn.Module):
         images = torch.cat([fixed, moved], 1)
         if self._is_folded(p):
             images = fold(images)
-        if p == 0 and self.levels[0].encode[0].in_channels == 2:
+        if p == 0 and not self._knows_velocity():
             return _channels_last(images)
         return _channels_last(torch.cat([images, velocity], 1))
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, resize_field, warp
 from mmln_pipeline.losses import local_correlation_loss, smoothness_loss
 
-WINDOW = 5
-SMOOTHING = 0.08
+WINDOWS = (5, 15)
+SMOOTHING = 0.25
+"""Weight of the refining field's roughness, for half-size images; the network's own part is not held back again."""
 LEARNING_RATE = 0.1
 AUTO_ITERATIONS = 20
 FULL_SIZE_SHARE = 4
@@ -66,17 +67,15 @@ def refine(
     if count == 0:
         return tuple(velocities)
     half = [downsample(image) for image in (fixed, moving)]
-    size = half[0].shape[2:]
+    grid = [max(sizes) for sizes in zip(half[0].shape[2:], *(v.shape[2:] for v in velocities), strict=True)]
     with torch.no_grad():
-        prior = torch.stack([resize_field(v.float(), size) for v in velocities]).sum(0)
-    refining = torch.zeros_like(prior, requires_grad=True)
+        start = integrate(velocities, grid)
+    refining = torch.zeros(1, 3, *half[0].shape[2:], device=fixed.device, requires_grad=True)
     optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
     stages = [(half, downsample(weight) if weight is not None else None, count)]
     stages.append(([fixed, moving], weight, count // FULL_SIZE_SHARE))
     for images, stage_weight, steps in stages:
-        with torch.no_grad():
-            start = integrate(velocities, images[0].shape[2:])
-        best = _descend(images, start, prior, refining, optimizer, steps, stage_weight, progress)
+        best = _descend(images, start, refining, optimizer, steps, stage_weight, progress)
         with torch.no_grad():
             refining.copy_(best)
     return (*velocities, refining.detach()) if refining.detach().any() else tuple(velocities)
@@ -85,7 +84,6 @@ def refine(
 def _descend(
     images: Sequence[Tensor],
     start: Tensor,
-    prior: Tensor,
     refining: Tensor,
     optimizer: torch.optim.Optimizer,
     steps: int,
@@ -96,9 +94,10 @@ def _descend(
     fixed, moving = images
     best, best_loss, since = refining.detach().clone(), float("inf"), 0
     for step in range(steps):
-        displacement = compose(start, resize_field(exponentiate(refining), fixed.shape[2:]))
-        similarity = local_correlation_loss(fixed, warp(moving, displacement), WINDOW, weight)
-        loss = similarity + SMOOTHING * smoothness_loss(prior + refining)
+        displacement = compose(start, resize_field(exponentiate(refining), start.shape[2:]))
+        moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
+        similarity = local_correlation_loss(fixed, moved, WINDOWS, weight)
+        loss = similarity + SMOOTHING * smoothness_loss(refining)
         value = float(loss.detach())
         if value < best_loss * (1 - GAIN):
             best, best_loss, since = refining.detach().clone(), value, 0

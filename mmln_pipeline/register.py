@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmln_pipeline.result import Progress, RegistrationResult, TopologyError
+from mmln_pipeline.result import Progress, QualityWarning, RegistrationResult, TopologyError
 
-__all__ = ["RegistrationResult", "TopologyError", "register"]
+__all__ = ["QualityWarning", "RegistrationResult", "TopologyError", "register"]
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +32,7 @@ def register(
     labels: str | Path | LabelTable | None = None,
     fixed_mask: str | Path | Nifti1Image | None = None,
     moving_mask: str | Path | Nifti1Image | None = None,
+    moving_lesion: str | Path | Nifti1Image | None = None,
     model: str | Path = "mmln",
     refine: int | str = "auto",
     device: str = "auto",
@@ -55,6 +56,9 @@ def register(
         Structures to score (``structures28`` is bundled); default: every label but the background.
     fixed_mask, moving_mask : path or Nifti1Image, optional
         Brain masks, each on the grid of its image; default: the non-zero voxels.
+    moving_lesion : path or Nifti1Image, optional
+        Where the moving brain has no counterpart in the fixed one (non-zero), on its grid: these voxels steer
+        neither the linear start nor the refinement. The network itself knows nothing of lesions.
     model : str or Path, default="mmln"
         Name of bundled weights or path of a weights file.
     refine : int or "auto", default="auto"
@@ -64,7 +68,7 @@ def register(
     threads : int, optional
         Threads on the CPU; default: the libraries' own choice.
     random_seed : int, default=0
-        Seed of the affine's sampling and of the refinement.
+        Seed of NumPy, torch and the sampling of the affine (ITK).
     topology : {"strict", "off"}, default="strict"
         Repair the warp where it folds until its non-diffeomorphic volume (NDV) is zero, or fail; ``off``
         returns the warp as it comes.
@@ -85,6 +89,11 @@ def register(
     TopologyError
         If the warp still folds after the repair (`topology` "strict").
 
+    Warns
+    -----
+    QualityWarning
+        If the result does not pass the quality check (``metrics["qc"]``); it names the reasons.
+
     Notes
     -----
     Folds, NDV and SDlogJ are those of the network's warp, measured on the 160 x 192 x 224 network
@@ -96,5 +105,5 @@ def register(
     from mmln_pipeline import inputs, registration
 
     options = inputs.Options(init, model, refine, device, threads, random_seed, topology)
-    pair = inputs.load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask)
+    pair = inputs.load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion)
     return registration.run(pair, options, start, progress)

@@ -22,7 +22,7 @@ import torch
 from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
-from mmln_pipeline import __version__, affine, devices, evaluation, fields, metrics, topology, volumes, weights
+from mmln_pipeline import __version__, affine, devices, evaluation, fields, metrics, qc, topology, volumes, weights
 from mmln_pipeline import refine as refinement
 from mmln_pipeline.grids import Grid, new_image
 from mmln_pipeline.inputs import Options, Pair
@@ -71,7 +71,8 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
     with clock.stage("refine"):
         if options.refine != 0:
             report = clock.steps("refine", _refining_steps(options))
-            velocities = refinement.refine(*images, velocities, options.refine, progress=report)
+            weight = _trusted(pair, network, matrix, velocities)
+            velocities = refinement.refine(*images, velocities, options.refine, weight, progress=report)
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
         velocities = [fields.taper(velocity, shape) for velocity in velocities]
@@ -83,6 +84,7 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
     with clock.stage("score"):
         scores = _score(pair, result, network, warp) | {"topology": warp.certificate}
     result.metrics = evaluation.jsonable(scores | _provenance(options, card, device) | {"seconds": clock.finish()})
+    result.warn()
     return result
 
 
@@ -146,6 +148,7 @@ def _prepare_machine(options: Options, device: torch.device) -> None:
     if options.threads is not None:  # ITK's filters ask the environment, or SimpleITK's own setting
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)
+    np.random.seed(options.random_seed)
     torch.manual_seed(options.random_seed)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -167,6 +170,7 @@ def _linear_start(pair: Pair, options: Options) -> NDArray[np.float64]:
         fixed_mask=pair.fixed_mask,
         moving_mask=pair.moving_mask,
         seed=options.random_seed,
+        moving_lesion=pair.moving_lesion,
     )
 
 
@@ -200,6 +204,21 @@ def _brain_on_grid(
         image = new_image(data, image)
     start = None if np.array_equal(matrix, np.eye(4)) else matrix  # None on the image's own grid: a copy
     return np.ascontiguousarray(volumes.conform(image, grid, affine=start).dataobj, dtype=np.float32)
+
+
+def _trusted(
+    pair: Pair, network: _NetworkInput, matrix: NDArray[np.float64], velocities: Sequence[torch.Tensor]
+) -> torch.Tensor | None:
+    """Return what each fixed voxel counts in the refinement: 0 where its smallest window meets the lesion."""
+    if pair.moving_lesion is None:
+        return None
+    marked = new_image((np.asarray(pair.moving_lesion.dataobj) != 0).astype(np.float32), pair.moving_lesion)
+    lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
+    with torch.no_grad():
+        warp = fields.integrate(velocities, network.grid.shape)
+        moved = fields.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp)
+        reach = min(refinement.WINDOWS)  # without the larger ones too, little would be left to go by
+        return (torch.nn.functional.max_pool3d(moved, reach, stride=1, padding=reach // 2) < 0.5).float()
 
 
 def _repair_folds(
@@ -264,13 +283,22 @@ def _score(
     scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.affine, pair.labels)
     scores |= evaluation.score_field(warp.forward, network.brain, warp.inverted)
     warped = fields.warp(network.moving, warp.forward)[0, 0].numpy()
-    scores["similarity"] = evaluation.score_similarity(
-        network.fixed[0, 0].numpy(), network.moving[0, 0].numpy(), warped, network.brain
-    )
+    fixed, moving = network.fixed[0, 0].numpy(), network.moving[0, 0].numpy()
+    scores["similarity"] = evaluation.score_similarity(fixed, moving, warped, network.brain)
+    scores |= evaluation.score_contrast(fixed, moving)
+    outline = _moving_brain(pair, result.affine, network.grid)
+    moved = fields.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy() >= 0.5
+    scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(result.affine)
     scores["inverse_consistency_mm"] = metrics.inverse_consistency(
         warp.forward[0].numpy(), warp.backward[0].numpy(), network.brain, network.grid.spacing.tolist()
     )
-    return scores
+    return scores | {"qc": qc.judge(scores)}
+
+
+def _moving_brain(pair: Pair, matrix: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
+    """Return where the linearly aligned moving brain lies on the network grid."""
+    mask = volumes.brain_mask(pair.moving) if pair.moving_mask is None else pair.moving_mask
+    return np.asarray(volumes.conform(mask, grid, affine=matrix, interpolation="nearest").dataobj) != 0
 
 
 def _provenance(options: Options, card: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Label tables: the bundled ones and those that users bring."""
 
+import numpy as np
 import pytest
 
-from mmln_pipeline.labels import LabelTable, load_label_table, structures28
+from mmln_pipeline.labels import LabelTable, load_dseg_table, load_label_table, measure_volumes, structures28
 
 
 def test_structures28_in_both_systems():
@@ -82,3 +83,36 @@ def test_table_is_a_mapping():
     table = LabelTable("two", {"b": (2,), "a": (7, 1)})
     assert list(table) == ["b", "a"]
     assert table.numbers == (1, 2, 7)
+
+
+def test_dseg_table_keeps_its_columns(tmp_path):
+    path = tmp_path / "dseg.tsv"
+    path.write_text("index\tname\tcolor\n0\tBackground\tn/a\n3\tn/a\t#ff0000\n")
+    table = load_dseg_table(path)
+    assert table.columns.tolist() == ["index", "name", "color"]
+    assert table["index"].tolist() == [0, 3] and table["name"].tolist() == ["Background", "n/a"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("number\tname\n1\tA\n", "expected columns index and name, found number, name"),
+        ("index\tname\n1.5\tA\n", "expected whole numbers as index"),
+        ("index\tname\nx\tA\n", "expected whole numbers as index"),
+        ("index\tname\n1\tA\n1\tB\n", "expected each index once, found 1 twice"),
+        ("", "expected tab-separated text"),
+    ],
+)
+def test_wrong_dseg_tables(tmp_path, content, words):
+    path = tmp_path / "dseg.tsv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"label table {path}: {words}"):
+        load_dseg_table(path)
+
+
+def test_volumes_add_up(rng):
+    labels = rng.integers(0, 5, (7, 8, 9))
+    table = measure_volumes(labels, 0.343, {1: "One", 7: "Seven"})
+    assert table["index"].tolist() == [1, 2, 3, 4, 7] and table["name"].tolist()[-1] == "Seven"
+    assert table["voxels"].sum() == np.count_nonzero(labels) and table["voxels"].tolist()[-1] == 0
+    np.testing.assert_allclose(table["volume_mm3"], table["voxels"] * 0.343, atol=1e-4)

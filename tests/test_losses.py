@@ -39,6 +39,16 @@ def test_local_correlation_matches_a_window_by_hand():
     torch.testing.assert_close(local_correlation(a, b, 3)[0, 0, 3, 4, 5], expected, atol=1e-3, rtol=0)
 
 
+def test_wide_windows_are_centred_on_every_third_voxel():
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 1, 5, 6, 7), size=(21, 24, 27), mode="trilinear")
+    a, b = smooth[:1], smooth[1:]
+    coarse = local_correlation(a, b, 9)
+    assert coarse.shape == (1, 1, 7, 8, 9)
+    centre = (slice(6, 15), slice(6, 15), slice(6, 15))  # the window round voxel (10, 10, 10)
+    pair = torch.stack([a[(0, 0, *centre)].flatten(), b[(0, 0, *centre)].flatten()])
+    torch.testing.assert_close(coarse[0, 0, 3, 3, 3], torch.corrcoef(pair)[0, 1] ** 2, atol=1e-3, rtol=0)
+
+
 def test_of_several_windows_the_mean_counts():
     a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
     expected = (local_correlation_loss(a, b, 3) + local_correlation_loss(a, b, 5)) / 2

@@ -211,7 +211,7 @@ def test_label_table_merges_and_names(pair, network, tmp_path):
 def test_refinement_gets_the_pair_and_its_velocities_count(pair, network, monkeypatch):
     calls = []
 
-    def refine(fixed, moving, velocities, iterations, **options):
+    def refine(fixed, moving, velocities, iterations, weight, **options):
         calls.append(iterations)
         assert fixed.shape == moving.shape == (1, 1, *SHAPE)
         return tuple(0 * velocity for velocity in velocities)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mmln_pipeline.grids import Grid, new_image
-from mmln_pipeline.templates import EMBEDDED, load_template
+from mmln_pipeline.templates import EMBEDDED, load_template, template_name
 from mmln_pipeline.volumes import looks_skull_stripped, network_grid, save_image
 
 
@@ -119,11 +119,106 @@ def test_templateflow_cache(cache, brain):
     np.testing.assert_array_equal(np.asanyarray(load_template("Kids").mask.dataobj), mask)
 
 
+def raw_head(brain, rng):
+    """The brain in a head: nowhere zero."""
+    return new_image(np.asanyarray(brain.dataobj) + rng.integers(1, 20, brain.shape).astype(np.uint8), brain)
+
+
+def test_mask_makes_a_template_of_a_head(tmp_path, brain, rng):
+    """By its name beside the image, or given; the given one goes first."""
+    inside = np.asanyarray(brain.dataobj) > 0
+    head = save_image(raw_head(brain, rng), tmp_path / "tpl-Kids_res-1_desc-head_T1w.nii.gz")
+    save_image(new_image(inside.astype(np.uint8), brain), tmp_path / "tpl-Kids_res-1_desc-brain_mask.nii.gz")
+    template = load_template(head)
+    np.testing.assert_array_equal(np.asanyarray(template.mask.dataobj) > 0, inside)
+    np.testing.assert_array_equal(np.asanyarray(template.image.dataobj) > 0, inside)
+    core = np.asanyarray(brain.dataobj) > 130
+    mask = save_image(new_image(core.astype(np.uint8), brain), tmp_path / "core.nii.gz")
+    np.testing.assert_array_equal(np.asanyarray(load_template(head, mask=mask).mask.dataobj) > 0, core)
+    embedded = load_template()
+    half = np.asanyarray(embedded.mask.dataobj).copy()
+    half[: half.shape[0] // 2] = 0
+    mask = save_image(new_image(half, embedded.mask), tmp_path / "half.nii.gz")
+    masked = load_template(mask=mask)
+    assert masked.name == EMBEDDED and masked.dseg_name == "tissue" and masked.dseg_table is not None
+    expected = np.where(half > 0, np.asanyarray(embedded.image.dataobj), 0)
+    np.testing.assert_array_equal(np.asanyarray(masked.image.dataobj), expected)
+
+
+def test_wrong_masks(tmp_path, brain, rng):
+    head = save_image(raw_head(brain, rng), tmp_path / "head_T1w.nii.gz")
+    cases = {
+        "off": (np.ones((5, 6, 7), np.uint8), "expected the image's grid"),
+        "full": (np.ones(brain.shape, np.uint8), "found nothing like it inside the mask"),
+    }
+    for name, (data, words) in cases.items():
+        mask = save_image(new_image(data, Grid(data.shape, brain.affine)), tmp_path / f"{name}.nii.gz")
+        with pytest.raises(ValueError, match=words) as caught:
+            load_template(head, mask=mask)
+        assert str(mask) in str(caught.value)
+    with pytest.raises(FileNotFoundError, match=r"template mask .*none\.nii: no such file"):
+        load_template(head, mask=tmp_path / "none.nii")
+
+
+def test_label_tables_are_inherited(tmp_path, brain):
+    """The closest table that BIDS lets the labels inherit; none from outside their dataset."""
+    image = save_image(brain, tmp_path / "set/tpl-Kids/tpl-Kids_T1w.nii.gz")
+    labels = new_image((np.asanyarray(brain.dataobj) > 130).astype(np.int16), brain)
+    dseg = save_image(labels, tmp_path / "set/tpl-Kids/tpl-Kids_res-1_seg-Core_dseg.nii.gz")
+
+    def names():
+        table = load_template(image, dseg).dseg_table
+        return None if table is None else table["name"].tolist()
+
+    (tmp_path / "dseg.tsv").write_text("index\tname\n1\toutside\n")
+    (tmp_path / "set/dataset_description.json").write_text("{}")
+    assert names() is None
+    (tmp_path / "set/tpl-Kids/seg-Other_dseg.tsv").write_text("index\tname\n1\tother\n")
+    (tmp_path / "set/seg-Core_dseg.tsv").write_text("index\tname\n1\troot\n")
+    assert names() == ["root"]
+    (tmp_path / "set/tpl-Kids/dseg.tsv").write_text("index\tname\n1\tall\n")
+    assert names() == ["all"]
+    (tmp_path / "set/tpl-Kids/tpl-Kids_seg-Core_dseg.tsv").write_text("index\tname\n1\tboth\n")
+    assert names() == ["both"]
+    (tmp_path / "mine.tsv").write_text("index\tname\n1\tmine\n")
+    assert load_template(image, dseg, dseg_table=tmp_path / "mine.tsv").dseg_table["name"].tolist() == ["mine"]
+
+
+def test_bundled_table_serves_its_numbering(tmp_path, brain):
+    image = save_image(brain, tmp_path / "tpl-Kids_T1w.nii.gz")
+    labels = new_image((np.asanyarray(brain.dataobj) > 130).astype(np.int16), brain)
+    dseg = save_image(labels, tmp_path / "seg-neuromorphometrics_dseg.nii.gz")
+    table = load_template(image, dseg).dseg_table
+    assert table.set_index("index")["name"][48] == "Left Hippocampus"
+
+
+def test_templateflow_cohorts_resolutions_and_labels(cache, brain, monkeypatch):
+    """Through the package, with what is in the cache; files of size 0 are those never fetched."""
+    folder = cache / "tpl-Kids/cohort-2"
+    mask = new_image((np.asanyarray(brain.dataobj) > 0).astype(np.uint8), brain)
+    for number in (1, 2):
+        save_image(brain, folder / f"tpl-Kids_cohort-2_res-{number}_T1w.nii.gz")
+        save_image(mask, folder / f"tpl-Kids_cohort-2_res-{number}_desc-brain_mask.nii.gz")
+    save_image(mask, folder / "tpl-Kids_cohort-2_res-1_label-GM_mask.nii.gz")
+    save_image(mask, folder / "tpl-Kids_cohort-2_res-2_dseg.nii.gz")
+    save_image(mask, folder / "tpl-Kids_cohort-2_res-1_atlas-Other_dseg.nii.gz")
+    (folder.parent / "cohort-1").mkdir()
+    (folder.parent / "cohort-1/tpl-Kids_cohort-1_res-1_T1w.nii.gz").touch()
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("network"))
+    template = load_template("Kids:cohort-2")
+    assert (template.name, template.dseg_name) == ("Kids+2", None)
+    assert template_name("Kids:cohort-2:res-2") == "Kids+2"
+    assert load_template("Kids:cohort-2:res-2").dseg_name == "tissue"
+    for name in ("Kids:cohort-1", "Kids", "Kids:cohort-2:res-3"):
+        with pytest.raises(ValueError, match=r"which holds Kids; nothing is downloaded at run time"):
+            load_template(name)
+    assert not list(folder.parent.glob("cohort-1/*_desc-brain*"))
+
+
 def test_unknown_missing_and_raw_templates(cache, tmp_path, brain, rng):
     with pytest.raises(ValueError, match=r"template 'Nowhere': expected MNI152NLin2009aSym, a NIfTI file"):
         load_template("Nowhere")
     with pytest.raises(FileNotFoundError, match=r"template .*absent\.nii\.gz: no such file"):
         load_template(tmp_path / "absent.nii.gz")
-    noisy = np.asanyarray(brain.dataobj) + rng.integers(1, 20, brain.shape).astype(np.uint8)
     with pytest.raises(ValueError, match="raw head; give a stripped template"):
-        load_template(save_image(new_image(noisy, brain), tmp_path / "head.nii.gz"))
+        load_template(save_image(raw_head(brain, rng), tmp_path / "head.nii.gz"))

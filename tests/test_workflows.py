@@ -4,6 +4,7 @@ import ast
 import inspect
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,21 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline import interfaces, workflows
+from mmln_pipeline.atlases import TemplateSource
 from mmln_pipeline.workflows import (
     Provenance,
     Scan,
+    Target,
+    init_alignment_wf,
     init_derivatives_wf,
     init_evaluation_wf,
+    init_fusion_wf,
     init_mmln_wf,
     init_preproc_wf,
+    init_reference_wf,
     init_registration_wf,
     init_single_subject_wf,
+    init_template_wf,
     outputs,
     write_boilerplate,
 )
@@ -32,7 +39,15 @@ FULL = Scan(
     RAW / "sub-01/ses-02/anat/sub-01_ses-02_run-1_T1w.nii.gz",
     mask=Path("/data/masks/sub-01/mask.nii.gz"),
     dseg=Path("/data/labels/sub-01/dseg.nii.gz"),
+    lesion=Path("/data/masks/sub-01/lesion.nii.gz"),
 )
+RUNS = Scan("03", None, RAW / "sub-03/anat/sub-03_run-1_T1w.nii.gz", mask=FULL.mask)
+RUNS = replace(RUNS, others=(replace(RUNS, t1w=RAW / "sub-03/anat/sub-03_run-2_T1w.nii.gz"),))
+LABELLED, OTHER = (
+    Target(name, name, TemplateSource(f"/atlases/{name}.nii.gz"), name, {1: "Core"}, compare_labels=True)
+    for name in "AB"
+)
+BARE = Target("TPL", "TPL", TemplateSource("TPL"))
 LINKS = {"raw": RAW, "masks": Path("/data/masks"), "labels": Path("/data/labels")}
 PROVENANCE = Provenance("TPL", "TPL", LINKS, "mmln", "ab12" * 16, "0.1.0", {"init": "affine"})
 
@@ -48,22 +63,30 @@ def _files_need_not_exist(monkeypatch):
 def cases():
     """Every builder in each combination of its switches."""
     flags = (False, True)
+    for scan in (PLAIN, FULL, RUNS):
+        yield init_reference_wf, {"scan": scan}
     for bias, mask in itertools.product(flags, flags):
         yield init_preproc_wf, {"bias_correction": bias, "has_mask": mask}
-    for dseg, atlas in itertools.product(flags, flags):
-        settings = {"has_dseg": dseg, "has_atlas": atlas, "compare_labels": dseg and atlas}
+    for lesion in flags:
+        yield init_alignment_wf, {"has_lesion": lesion}
+    for dseg, lesion, atlas in itertools.product(flags, flags, flags):
+        settings = {"has_dseg": dseg, "has_lesion": lesion, "has_atlas": atlas, "compare_labels": dseg and atlas}
         yield init_registration_wf, settings
-    for bias, atlas in itertools.product(flags, flags):
-        yield init_evaluation_wf, {"bias_correction": bias, "has_atlas": atlas}
-    for scan, atlas in itertools.product((PLAIN, FULL), (None, "tissue")):
-        common = {"output_dir": "/out", "provenance": PROVENANCE, "atlas": atlas}
-        yield init_derivatives_wf, {"scan": scan, **common}
+    for bias, lesion, atlas in itertools.product(flags, flags, flags):
+        yield init_evaluation_wf, {"bias_correction": bias, "has_lesion": lesion, "has_atlas": atlas}
+    common = {"output_dir": "/out", "provenance": PROVENANCE}
+    for scan, atlas in itertools.product((PLAIN, FULL, RUNS), (None, "tissue")):
+        yield init_derivatives_wf, {"scan": scan, "atlas": atlas, **common}
+    for scan, target in itertools.product((PLAIN, FULL, RUNS), (BARE, LABELLED)):
+        yield init_template_wf, {"scan": scan, "target": target, **common}
         for bias in flags:
-            yield init_single_subject_wf, {"scan": scan, "bias_correction": bias, **common}
-    yield (
-        init_mmln_wf,
-        {"scans": [PLAIN, FULL], "atlas": "tissue", "output_dir": "/out", "provenance": PROVENANCE},
-    )
+            yield init_single_subject_wf, {"scan": scan, "targets": [target], "bias_correction": bias, **common}
+    for scan in (PLAIN, FULL):
+        several = {"targets": [LABELLED, BARE, OTHER], "several": True}
+        yield init_single_subject_wf, {"scan": scan, **several, **common}
+        yield init_fusion_wf, {"scan": scan, "targets": [LABELLED, OTHER], "has_dseg": scan is FULL, **common}
+    for targets in ([BARE], [LABELLED, OTHER]):
+        yield init_mmln_wf, {"scans": [PLAIN, FULL, RUNS], "targets": targets, **common}
 
 
 CASES = list(cases())
@@ -137,7 +160,28 @@ def test_every_field_is_documented(builder, settings):
         node = workflow.get_node(name)
         if node is not None:
             documented = set(re.findall(r"\w+", section(builder, title)))
-            assert set(node.interface._fields) <= documented
+            # Numbers stand for N, and fields of several templates end in the template's name.
+            fields = {re.sub(r"(?<=xfm_)\d+$", "N", field) for field in node.interface._fields}
+            assert {re.sub(r"_(A|B|TPL)$", "", field) for field in fields} <= documented
+
+
+def test_every_builder_is_walked():
+    assert {builder.__name__ for builder, _ in CASES} == {
+        name for name in workflows.__all__ if name.startswith("init_")
+    }
+
+
+@pytest.mark.parametrize("builder", sorted({builder for builder, _ in CASES}, key=lambda builder: builder.__name__))
+def test_every_documented_output_exists(builder):
+    """No field stands in a docstring that no case has."""
+    if builder is init_mmln_wf:
+        return  # it has none of its own
+    fields = set()
+    for settings in (settings for own, settings in CASES if own is builder):
+        fields |= set(builder(**settings).get_node("outputnode").interface._fields)
+    fields |= {re.sub(r"(?<=xfm_)\d+$", "N", field) for field in fields}
+    lines = re.findall(r"^[a-z]\w+(?:, \w+)*$", section(builder, "Outputs"), re.MULTILINE)
+    assert {name for line in lines for name in line.split(", ")} <= fields
 
 
 @pytest.mark.parametrize("name", [name for name in workflows.__all__ if name.startswith("init_")])
@@ -181,8 +225,18 @@ def test_derivative_names():
     assert paths["dseg_std"] == f"{head}_space-TPL_dseg.nii.gz"
     assert paths["qc_json"] == f"{head}_desc-registration_qc.json"
     assert paths["qc_tsv"] == f"{head}_desc-registration_qc.tsv"
-    assert len(paths) == 10
-    assert set(paths) - set(outputs.derivative_paths(PLAIN, "TPL")) == {"atlas_dseg", "dseg_std"}
+    assert paths["atlas_volumes"] == f"{head}_space-T1w_seg-tissue_volumes.tsv"
+    assert paths["lesion_std"] == f"{head}_space-TPL_label-lesion_mask.nii.gz"
+    assert len(paths) == 12
+    own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std"}
+    assert set(paths) - set(outputs.derivative_paths(PLAIN, "TPL")) == own
+    several = outputs.derivative_paths(FULL, "TPL", "tissue", several=True)
+    assert several["qc_json"] == f"{head}_space-TPL_desc-registration_qc.json"
+    assert {key for key in paths if paths[key] != several[key]} == {"qc_json", "qc_tsv"}
+    fused = outputs.fused_paths(FULL, has_dseg=True)
+    assert fused["fused_dseg"] == f"{head}_space-T1w_seg-fused_dseg.nii.gz"
+    assert fused["fused_volumes"] == f"{head}_space-T1w_seg-fused_volumes.tsv"
+    assert fused["fused_qc"] == f"{head}_space-T1w_seg-fused_qc.json"
 
 
 def test_sidecars():
@@ -207,14 +261,17 @@ def test_innermost_link_wins():
 
 
 def test_boilerplate_cites_in_order():
-    settings = {"output_dir": "/out", "provenance": PROVENANCE, "atlas": "tissue"}
+    settings = {"output_dir": "/out", "provenance": PROVENANCE, "targets": [BARE]}
     text = write_boilerplate(init_mmln_wf(scans=[PLAIN, FULL], **settings))
     assert "[@" not in text
     numbers = [int(number) for number in re.findall(r"\[(\d+)\]", text)]
     assert list(dict.fromkeys(numbers)) == list(range(1, max(numbers) + 1))
     assert "N4" in text and "template TPL" in text and "2022" in text
     plain = write_boilerplate(init_mmln_wf(scans=[PLAIN], bias_correction=False, **settings))
-    assert "N4" not in plain
+    assert "N4" not in plain and "fusion" not in plain
+    several = write_boilerplate(init_mmln_wf(scans=[PLAIN, FULL], **settings | {"targets": [LABELLED, OTHER]}))
+    assert "templates A and B" in several and "joint label fusion" in several and "Wang" in several
+    assert several.count("twelve degrees of freedom") == 1
 
 
 @pytest.mark.parametrize("name", interfaces.__all__)

@@ -2,24 +2,36 @@
 
 # The interfaces come first: they switch off Nipype's network access before Nipype is imported.
 from mmln_pipeline import interfaces  # noqa: F401
+from mmln_pipeline.workflows.alignment import init_alignment_wf
 from mmln_pipeline.workflows.base import init_mmln_wf
 from mmln_pipeline.workflows.derivatives import init_derivatives_wf
 from mmln_pipeline.workflows.evaluation import init_evaluation_wf
+from mmln_pipeline.workflows.fusion import init_fusion_wf
 from mmln_pipeline.workflows.methods import collect_methods, write_boilerplate
 from mmln_pipeline.workflows.outputs import Provenance, Scan
 from mmln_pipeline.workflows.preproc import init_preproc_wf
+from mmln_pipeline.workflows.reference import init_reference_wf
 from mmln_pipeline.workflows.registration import init_registration_wf
 from mmln_pipeline.workflows.single_subject import init_single_subject_wf
+from mmln_pipeline.workflows.targets import Target, fused_targets, targets_of
+from mmln_pipeline.workflows.template import init_template_wf
 
 __all__ = [
     "Provenance",
     "Scan",
+    "Target",
     "collect_methods",
+    "fused_targets",
+    "init_alignment_wf",
     "init_derivatives_wf",
     "init_evaluation_wf",
+    "init_fusion_wf",
     "init_mmln_wf",
     "init_preproc_wf",
+    "init_reference_wf",
     "init_registration_wf",
     "init_single_subject_wf",
+    "init_template_wf",
+    "targets_of",
     "write_boilerplate",
 ]

@@ -1,4 +1,4 @@
-"""Top workflow: one template, and one workflow for each scan."""
+"""Top workflow: the templates, and one workflow for each scan."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,10 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import LoadTemplate
-from mmln_pipeline.workflows.outputs import Provenance, Scan
+from mmln_pipeline.workflows.outputs import Provenance
+from mmln_pipeline.workflows.scans import Scan
 from mmln_pipeline.workflows.single_subject import init_single_subject_wf
+from mmln_pipeline.workflows.targets import EMBEDDED_TARGET, Target, targets_of
 
 
 def init_mmln_wf(
@@ -16,14 +18,12 @@ def init_mmln_wf(
     scans: Sequence[Scan],
     output_dir: str | Path,
     provenance: Provenance,
-    template: str = "MNI152NLin2009aSym",
-    template_dseg: str | Path | None = None,
-    atlas: str | None = None,
+    targets: Sequence[Target] = (EMBEDDED_TARGET,),
     name: str = "mmln_wf",
     **settings,
 ) -> pe.Workflow:
     """
-    Build the workflow that registers any number of scans to one template.
+    Build the workflow that registers any number of scans to one template, or to each of several.
 
     Parameters
     ----------
@@ -32,13 +32,9 @@ def init_mmln_wf(
     output_dir : str or Path
         Root of the derivative dataset.
     provenance : Provenance
-        Names of template and model, and what the sidecars say about the run.
-    template : str, default "MNI152NLin2009aSym"
-        Name of an installed template, or path of a NIfTI image.
-    template_dseg : str, Path or None, default None
-        Labels on the template's grid, in place of the template's own.
-    atlas : str or None, default None
-        Name of the template's labels; None where it has none.
+        Name of the model, and what the sidecars say about the run.
+    targets : sequence of Target, default: the embedded template
+        The templates, with their labels. A scan that is a template itself is not registered to itself.
     name : str, default "mmln_wf"
         Name of the workflow.
     **settings
@@ -47,26 +43,44 @@ def init_mmln_wf(
     Inputs
     ------
     template
-        Name or path of the template.
+        Name or path of the template (of several: `template_<name>` for each).
 
     Outputs
     -------
     The derivatives of each scan: see the outputnode of its own workflow, `init_single_subject_wf`.
     """
     workflow = pe.Workflow(name=name)
-    workflow.__desc__ = f"Results were made with *mmln_pipeline* {provenance.version}, a Nipype [@nipype] workflow.\n"
-    inputnode = pe.Node(IdentityInterface(fields=["template"]), name="inputnode")
-    inputnode.inputs.template = template
-    load_template = pe.Node(LoadTemplate(), name="load_template", mem_gb=1)
-    if template_dseg:
-        load_template.inputs.dseg = str(template_dseg)
-    workflow.connect(inputnode, "template", load_template, "template")
-
-    fields = [("image", "inputnode.template"), ("mask", "inputnode.template_mask")]
-    fields += [("dseg", "inputnode.template_dseg")] if atlas else []
+    names = [target.name for target in targets]
+    listed = f"template {names[0]}" if len(names) == 1 else f"templates {', '.join(names[:-1])} and {names[-1]}"
+    workflow.__desc__ = (
+        f"Results were made with *mmln_pipeline* {provenance.version}, a Nipype [@nipype] workflow. "
+        f"Each T1-weighted image was registered to the {listed}.\n"
+    )
+    several = len(targets) > 1
+    inputs = {f"template{target.suffix(several)}": target for target in targets}
+    inputnode = pe.Node(IdentityInterface(fields=list(inputs)), name="inputnode")
+    loaders = {}
+    for field, target in inputs.items():
+        setattr(inputnode.inputs, field, target.source.image)
+        loaders[target.name] = _load(target, name=f"load_{field}")
+        workflow.connect(inputnode, field, loaders[target.name], "template")
     for scan in scans:
+        own = targets_of(scan, targets)
         single_subject_wf = init_single_subject_wf(
-            scan=scan, output_dir=output_dir, provenance=provenance, atlas=atlas, **settings
+            scan=scan, output_dir=output_dir, provenance=provenance, targets=own, several=several, **settings
         )
-        workflow.connect([(load_template, single_subject_wf, list(fields))])  # Nipype changes the list later
+        for target in own:
+            suffix = target.suffix(several)
+            fields = [("image", f"inputnode.template{suffix}"), ("mask", f"inputnode.template_mask{suffix}")]
+            fields += [("dseg", f"inputnode.template_dseg{suffix}")] if target.atlas else []
+            workflow.connect([(loaders[target.name], single_subject_wf, fields)])
     return workflow
+
+
+def _load(target: Target, name: str) -> pe.Node:
+    """Return the node that loads a target's template."""
+    load_template = pe.Node(LoadTemplate(checksum=target.checksum), name=name, mem_gb=1)
+    for key in ("mask", "dseg"):
+        if getattr(target.source, key):
+            setattr(load_template.inputs, key, str(getattr(target.source, key)))
+    return load_template

@@ -1,5 +1,6 @@
 """Workflow that writes one scan's derivatives and figures under their BIDS names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface
@@ -15,6 +16,8 @@ def init_derivatives_wf(
     output_dir: str | Path,
     provenance: Provenance,
     atlas: str | None = None,
+    several: bool = False,
+    keys: Sequence[str] | None = None,
     name: str = "derivatives_wf",
 ) -> pe.Workflow:
     """
@@ -30,6 +33,10 @@ def init_derivatives_wf(
         What the sidecars say about the run.
     atlas : str or None, default None
         Name of the template's labels; None where it has none.
+    several : bool, default False
+        Whether the scan is registered to further templates.
+    keys : sequence of str or None, default None
+        Which of the files to save (default: all).
     name : str, default "derivatives_wf"
         Name of the workflow.
 
@@ -39,10 +46,12 @@ def init_derivatives_wf(
         Results as in `init_single_subject_wf`.
     figure_mask, figure_registration, figure_warp, figure_jacobian
         Figures of the report.
-    atlas_dseg, figure_labels
-        Atlas labels on the T1w grid, and their figure (only with `atlas`).
-    dseg_std
-        The scan's labels on the template's grid (only for a scan with labels).
+    atlas_dseg, atlas_volumes, figure_labels
+        Atlas labels on the T1w grid, their volumes and their figure (only with `atlas`).
+    dseg_std, lesion_std
+        The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    t1w_reference, orig_xfm_N
+        Average of several images, and the transform to the world of image number N (only of several images).
 
     Outputs
     -------
@@ -50,14 +59,18 @@ def init_derivatives_wf(
         Paths of the files written.
     figure_mask, figure_registration, figure_warp, figure_jacobian
         Paths of the figures written.
-    atlas_dseg, figure_labels
+    atlas_dseg, atlas_volumes, figure_labels
         Only with `atlas`.
-    dseg_std
-        Only for a scan with labels.
+    dseg_std, lesion_std
+        Only for a scan that has them.
+    t1w_reference, orig_xfm_N
+        Only of several images.
     """
     workflow = pe.Workflow(name=name)
     root = Path(output_dir).absolute()
-    paths = derivative_paths(scan, provenance.template, atlas) | figure_paths(scan, provenance.template, atlas)
+    paths = derivative_paths(scan, provenance.template, atlas, several=several)
+    paths |= figure_paths(scan, provenance.template, atlas)
+    paths = {key: path for key, path in paths.items() if keys is None or key in keys}
     metadata = sidecars(scan, provenance, atlas)
     inputnode = pe.Node(IdentityInterface(fields=list(paths)), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=list(paths)), name="outputnode")

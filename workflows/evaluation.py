@@ -11,6 +11,7 @@ from mmln_pipeline.interfaces import EvaluateRegistration, PlotRegistration
 def init_evaluation_wf(
     *,
     has_atlas: bool = False,
+    has_lesion: bool = False,
     bias_correction: bool = True,
     facts: Mapping[str, object] | None = None,
     label_names: Mapping[int, str] | None = None,
@@ -23,6 +24,8 @@ def init_evaluation_wf(
     ----------
     has_atlas : bool, default False
         Whether the template's labels were brought to the T1w image.
+    has_lesion : bool, default False
+        Whether a lesion mask comes in, to be drawn.
     bias_correction : bool, default True
         Whether the duration of a bias correction comes in.
     facts : mapping or None, default None
@@ -56,6 +59,8 @@ def init_evaluation_wf(
         The registration's own scores and timings (JSON).
     atlas_dseg
         The template's labels on the native grid (only with `has_atlas`).
+    t1w_lesion
+        Lesion mask on the native grid (only with `has_lesion`).
     seconds_brain, seconds_bias, seconds_affine
         Durations of the preprocessing, s (`seconds_bias` only with `bias_correction`).
 
@@ -66,7 +71,7 @@ def init_evaluation_wf(
     qc_tsv
         The same as a table of one row.
     figure_mask
-        Brain mask on the T1w image.
+        Brain mask, and lesion mask, on the T1w image.
     figure_registration
         T1w image before and after registration.
     figure_warp
@@ -80,11 +85,12 @@ def init_evaluation_wf(
     workflow.__desc__ = (
         "Registrations were scored by the correlation of the images before and after, by the share of voxels "
         "with a non-positive Jacobian determinant, by the non-diffeomorphic volume [@ndv] and by the spread "
-        "of the log-Jacobian inside the brain.\n"
+        "of the log-Jacobian inside the brain; fixed limits on these and further scores gave each a verdict "
+        "(pass, look or fail).\n"
     )
     inputs = ["template", "template_mask", "t1w_preproc", "t1w_mask", "t1w_affine", "t1w_std", "forward_xfm"]
     inputs += ["warp", "log_jacobian", "metrics", "seconds_brain", "seconds_affine"]
-    inputs += ["atlas_dseg"] * has_atlas + ["seconds_bias"] * bias_correction
+    inputs += ["atlas_dseg"] * has_atlas + ["t1w_lesion"] * has_lesion + ["seconds_bias"] * bias_correction
     outputs = ["qc_json", "qc_tsv", "figure_mask", "figure_registration", "figure_warp", "figure_jacobian"]
     outputs += ["figure_labels"] * has_atlas
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
@@ -122,6 +128,8 @@ def init_evaluation_wf(
     ])  # fmt: skip
     if bias_correction:
         workflow.connect(inputnode, "seconds_bias", evaluation, "seconds_bias")
+    if has_lesion:
+        workflow.connect(inputnode, "t1w_lesion", plots, "moving_lesion")
     if has_atlas:
         plots.inputs.label_names = dict(label_names or {})
         workflow.connect([

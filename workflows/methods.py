@@ -3,6 +3,8 @@
 from nipype.pipeline import engine as pe
 
 REFERENCES = {
+    "jlf": "Wang et al. (2013). Multi-atlas segmentation with joint label fusion. *IEEE Trans. Pattern Anal. Mach. "
+    "Intell.* 35(3). doi:10.1109/TPAMI.2012.143",
     "mmln": "Zheng et al. (2022). Multi-strategy mutual learning network for deformable medical image "
     "registration. *Neurocomputing* 501.",
     "n4": "Tustison et al. (2010). N4ITK: improved N3 bias correction. *IEEE Trans. Med. Imaging* 29(6). "
@@ -61,8 +63,8 @@ def write_boilerplate(workflow: pe.Workflow) -> str:
 def _walk(workflow: pe.Workflow):
     """Yield a workflow, then the workflows inside it in the order of their running."""
     yield workflow
-    order = ("preproc_wf", "registration_wf", "evaluation_wf", "derivatives_wf")
+    order = ("reference", "preproc", "to", "alignment", "registration", "evaluation", "derivatives", "fusion")
     inner = [node for node in workflow._graph.nodes() if isinstance(node, pe.Workflow)]
     rank = {name: place for place, name in enumerate(order)}
-    for node in sorted(inner, key=lambda part: (rank.get(part.name, -1), part.name)):
+    for node in sorted(inner, key=lambda part: (rank.get(part.name.split("_")[0], -1), part.name)):
         yield from _walk(node)

@@ -1,9 +1,11 @@
 """Every output name: one scan's derivatives and figures, their sidecars, and the dataset's files."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mmln_pipeline.atlases import FUSED
+from mmln_pipeline.workflows.scans import Scan
 
 DESCRIPTION = "dataset_description.json"
 BIDSIGNORE = ".bidsignore"
@@ -18,61 +20,8 @@ GROUP_REPORT = "group_registration.html"
 # table and images. The validator asks about the folder of figures without a final slash.
 BIDSIGNORE_LINES = (
     *("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),
-    *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json"),
+    *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
 )
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One T1-weighted image to register, with what is known about it.
-
-    Attributes
-    ----------
-    subject : str
-        Label without `sub-`.
-    session : str or None
-        Label without `ses-`.
-    t1w : Path
-        The image.
-    mask : Path or None
-        Brain mask in the image's space.
-    dseg : Path or None
-        Labels in the image's space.
-    """
-
-    subject: str
-    session: str | None
-    t1w: Path
-    mask: Path | None = None
-    dseg: Path | None = None
-
-    @property
-    def stem(self) -> str:
-        """Return the entities that all file names of the scan begin with, e.g. `sub-01_ses-02_run-1`.
-
-        Examples
-        --------
-        >>> Scan("01", None, Path("sub-01_run-1_T1w.nii.gz")).stem
-        'sub-01_run-1'
-        """
-        return re.sub(r"_T1w\.nii(\.gz)?$", "", self.t1w.name)
-
-    @property
-    def folder(self) -> str:
-        """Return the folder of the derivatives, relative to the output directory."""
-        session = f"/ses-{self.session}" if self.session else ""
-        return f"sub-{self.subject}{session}/anat"
-
-    @property
-    def workflow_name(self) -> str:
-        """Return a node name that no other scan has.
-
-        Examples
-        --------
-        >>> Scan("01", None, Path("sub-01_run-1_T1w.nii.gz")).workflow_name
-        'sub_01_run_1_wf'
-        """
-        return re.sub(r"\W", "_", self.stem) + "_wf"
 
 
 @dataclass(frozen=True)
@@ -131,17 +80,19 @@ def atlas_table_name(atlas: str) -> str:
     return f"seg-{atlas}_dseg.tsv"
 
 
-def derivative_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[str, str]:
+def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, several: bool = False) -> dict[str, str]:
     """Name the derivatives of one scan.
 
     Parameters
     ----------
     scan : Scan
-        The scan; its labels decide whether `dseg_std` is among the files.
+        The scan; what it has decides whether `dseg_std`, `lesion_std` and the files of an average are among the files.
     template : str
         Name of the template.
     atlas : str or None, default None
         Name of the template's labels; None where it has none.
+    several : bool, default False
+        Whether the scan is registered to further templates: then the names of the scores say to which.
 
     Returns
     -------
@@ -149,6 +100,7 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None) -> dic
         Path relative to the output directory, by the name of the workflow's output.
     """
     head = f"{scan.folder}/{scan.stem}"
+    scored = f"{head}_space-{template}" if several else head
     paths = {
         "forward_xfm": f"{head}_from-T1w_to-{template}_mode-image_xfm.h5",
         "inverse_xfm": f"{head}_from-{template}_to-T1w_mode-image_xfm.h5",
@@ -156,14 +108,56 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None) -> dic
         "mask_std": f"{head}_space-{template}_desc-brain_mask.nii.gz",
         "t1w_mask": f"{head}_desc-brain_mask.nii.gz",
         "log_jacobian": f"{head}_space-{template}_desc-jacobian_T1w.nii.gz",
-        "qc_json": f"{head}_desc-registration_qc.json",
-        "qc_tsv": f"{head}_desc-registration_qc.tsv",
+        "qc_json": f"{scored}_desc-registration_qc.json",
+        "qc_tsv": f"{scored}_desc-registration_qc.tsv",
     }
     if atlas:
         paths["atlas_dseg"] = f"{head}_space-T1w_seg-{atlas}_dseg.nii.gz"
-    if scan.dseg:
+        paths["atlas_volumes"] = f"{head}_space-T1w_seg-{atlas}_volumes.tsv"
+    if scan.has("dseg"):
         paths["dseg_std"] = f"{head}_space-{template}_dseg.nii.gz"
+    if scan.has("lesion"):
+        paths["lesion_std"] = f"{head}_space-{template}_label-lesion_mask.nii.gz"
+    if scan.others:
+        paths["t1w_reference"] = f"{head}_desc-preproc_T1w.nii.gz"
+        for number, image in enumerate(scan.images, start=1):
+            paths[f"orig_xfm_{number}"] = f"{image.folder}/{image.stem}_from-orig_to-T1w_mode-image_xfm.h5"
     return paths
+
+
+def is_of_scan(key: str) -> bool:
+    """Tell whether a derivative is of the scan alone: no template has a part in it.
+
+    Examples
+    --------
+    >>> is_of_scan("t1w_mask"), is_of_scan("mask_std")
+    (True, False)
+    """
+    return key in ("t1w_mask", "t1w_reference") or key.startswith("orig_xfm_")
+
+
+def fused_paths(scan: Scan, has_dseg: bool) -> dict[str, str]:
+    """Name the files of the labels that several atlases vote for.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    has_dseg : bool
+        Whether it has labels of its own to score them against.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by the name of the workflow's output.
+    """
+    head = f"{scan.folder}/{scan.stem}_space-T1w_seg-{FUSED}"
+    paths = {
+        "fused_dseg": f"{head}_dseg.nii.gz",
+        "fused_volumes": f"{head}_volumes.tsv",
+        "fused_figure": f"sub-{scan.subject}/figures/{scan.stem}_space-T1w_seg-{FUSED}_dseg.svg",
+    }
+    return paths | ({"fused_qc": f"{head}_qc.json"} if has_dseg else {})
 
 
 def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[str, str]:
@@ -272,8 +266,13 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
         Sidecar content, by the same keys as `derivative_paths` (images and transforms only).
     """
     paths = derivative_paths(scan, provenance.template, atlas)
-    t1w = provenance.uri(scan.t1w)
-    mask = [provenance.uri(scan.mask)] if scan.mask else []
+    images = [provenance.uri(image.t1w) for image in scan.images]
+    t1w = f"bids::{paths['t1w_reference']}" if scan.others else images[0]
+    given = {
+        kind: [provenance.uri(getattr(image, kind)) for image in scan.images if getattr(image, kind)]
+        for kind in ("mask", "dseg", "lesion")
+    }
+    mask = given["mask"]
     forward, inverse = f"bids::{paths['forward_xfm']}", f"bids::{paths['inverse_xfm']}"
     in_template = {"SpatialReference": provenance.spatial_reference}
     in_t1w = {"SpatialReference": t1w}
@@ -305,7 +304,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
         "t1w_mask": {
             "Description": "Brain mask of the T1w image",
             "Sources": mask or [t1w],
-            "RawSources": [t1w],
+            "RawSources": images,
             "Type": "Brain",
             **in_t1w,
         },
@@ -324,13 +323,82 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
             "Atlas": atlas,
             **in_t1w,
         }
-    if scan.dseg:
+        content["atlas_volumes"] = _describe_volumes(paths["atlas_dseg"], atlas) | in_t1w
+    if scan.has("dseg"):
         content["dseg_std"] = {
             "Description": "Labels of the T1w image, brought to the template",
-            "Sources": [provenance.uri(scan.dseg), forward],
+            "Sources": [given["dseg"][0], forward],
             **in_template,
         }
-    return {key: {**entry, **_method(provenance)} for key, entry in content.items()}
+    if scan.has("lesion"):
+        content["lesion_std"] = {
+            "Description": "Lesion mask of the T1w image, brought to the template",
+            "Sources": [*given["lesion"], forward],
+            "Type": "Lesion",
+            **in_template,
+        }
+    if scan.others:
+        content["t1w_reference"] = {
+            "Description": f"Brain of the average of {len(images)} T1w images, aligned rigidly ({scan.reference}), "
+            "on the grid that the space T1w stands for",
+            "Sources": images,
+            "SkullStripped": True,
+            **in_t1w,
+        }
+        for number, image in enumerate(images, start=1):
+            content[f"orig_xfm_{number}"] = {
+                "Description": "ITK rigid transform that resamples one T1w image onto the average of all",
+                "PointMapping": "points of the average to points of the T1w image (LPS+ mm in the file)",
+                "Sources": [image],
+                **in_t1w,
+            }
+    method = _method(provenance)
+    of_scan = {name: value for name, value in method.items() if name != "Template"}
+    return {key: {**entry, **(of_scan if is_of_scan(key) else method)} for key, entry in content.items()}
+
+
+def fused_sidecars(scan: Scan, provenance: Provenance, atlases: Sequence[tuple[str, str]]) -> dict[str, dict]:
+    """Compose the JSON sidecars of the labels that several atlases vote for.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    provenance : Provenance
+        What the run says about itself.
+    atlases : sequence of (str, str)
+        Name of each template, and of its labels.
+
+    Returns
+    -------
+    dict
+        Sidecar content, by the same keys as `fused_paths` (labels and volumes only).
+    """
+    sources = [derivative_paths(scan, template, atlas)["atlas_dseg"] for template, atlas in atlases]
+    t1w = sidecars(scan, provenance)["t1w_mask"]["SpatialReference"]
+    paths = fused_paths(scan, has_dseg=False)
+    common = {"SpatialReference": t1w} | _method(provenance) | {"Template": [template for template, _ in atlases]}
+    return {
+        "fused_dseg": {
+            "Description": "Labels of several atlases, brought to the T1w image and fused by joint label fusion",
+            "Sources": [f"bids::{path}" for path in sources] + [t1w],
+            "Atlas": [atlas for _, atlas in atlases],
+            **common,
+        },
+        "fused_volumes": _describe_volumes(paths["fused_dseg"], FUSED) | common,
+    }
+
+
+def _describe_volumes(dseg: str, atlas: str) -> dict:
+    """Describe a table of volumes and its columns."""
+    return {
+        "Description": f"Volumes of the labels {atlas} on the T1w image",
+        "Sources": [f"bids::{dseg}"],
+        "index": {"Description": "Number of the label"},
+        "name": {"Description": "Name of the label; n/a where no table names it"},
+        "voxels": {"Description": "Number of voxels with the label"},
+        "volume_mm3": {"Description": "Number of voxels times the volume of one", "Units": "mm^3"},
+    }
 
 
 def _method(provenance: Provenance) -> dict:

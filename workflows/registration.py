@@ -16,6 +16,7 @@ def init_registration_wf(
     topology: str = "strict",
     device: str = "cpu",
     has_dseg: bool = False,
+    has_lesion: bool = False,
     has_atlas: bool = False,
     compare_labels: bool = False,
     omp_nthreads: int = 1,
@@ -40,6 +41,8 @@ def init_registration_wf(
         `cpu`, `cuda` or `cuda:N`.
     has_dseg : bool, default False
         Whether labels of the T1w image come in.
+    has_lesion : bool, default False
+        Whether a lesion mask of the T1w image comes in, which must not steer the registration.
     has_atlas : bool, default False
         Whether labels of the template come in.
     compare_labels : bool, default False
@@ -67,6 +70,8 @@ def init_registration_wf(
         Brain mask of the template.
     t1w_dseg
         Labels on the native grid (only with `has_dseg`).
+    t1w_lesion
+        Lesion mask on the native grid (only with `has_lesion`).
     template_dseg
         Labels on the template's grid (only with `has_atlas`).
 
@@ -78,6 +83,8 @@ def init_registration_wf(
         `t1w_mask` on the template's grid.
     dseg_std
         `t1w_dseg` on the template's grid (only with `has_dseg`).
+    lesion_std
+        `t1w_lesion` on the template's grid (only with `has_lesion`).
     atlas_dseg
         `template_dseg` on the native grid (only with `has_atlas`).
     forward_xfm
@@ -106,14 +113,10 @@ def init_registration_wf(
         "log_jacobian",
         "metrics",
     ]
-    inputnode = pe.Node(
-        IdentityInterface(fields=inputs + ["t1w_dseg"] * has_dseg + ["template_dseg"] * has_atlas),
-        name="inputnode",
-    )
-    outputnode = pe.Node(
-        IdentityInterface(fields=outputs + ["dseg_std"] * has_dseg + ["atlas_dseg"] * has_atlas),
-        name="outputnode",
-    )
+    inputs += ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion + ["template_dseg"] * has_atlas
+    outputs += ["dseg_std"] * has_dseg + ["lesion_std"] * has_lesion + ["atlas_dseg"] * has_atlas
+    inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
     registration = pe.Node(
         MMLNRegistration(
@@ -157,6 +160,14 @@ def init_registration_wf(
         workflow.connect([
             (inputnode, registration, [("t1w_dseg", "moving_dseg")]),
             (registration, outputnode, [("moved_dseg", "dseg_std")]),
+        ])  # fmt: skip
+    if has_lesion:
+        apply_lesion = pe.Node(ApplyMMLNTransform(interpolation="nearest"), name="apply_lesion", mem_gb=1)
+        workflow.connect([
+            (inputnode, registration, [("t1w_lesion", "moving_lesion")]),
+            (inputnode, apply_lesion, [("t1w_lesion", "in_file"), ("template", "reference")]),
+            (registration, apply_lesion, [("forward_xfm", "transform")]),
+            (apply_lesion, outputnode, [("out_file", "lesion_std")]),
         ])  # fmt: skip
     if compare_labels:
         workflow.connect(inputnode, "template_dseg", registration, "fixed_dseg")

@@ -1,16 +1,19 @@
-"""Workflow of one scan: prepare, register, score, draw, and write the derivatives."""
+"""Workflow of one scan: prepare it once, register it to each template, fuse the labels of several."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.workflows.derivatives import init_derivatives_wf
-from mmln_pipeline.workflows.evaluation import init_evaluation_wf
-from mmln_pipeline.workflows.outputs import Provenance, Scan
+from mmln_pipeline.workflows.fusion import init_fusion_wf
+from mmln_pipeline.workflows.outputs import Provenance, derivative_paths, is_of_scan
 from mmln_pipeline.workflows.preproc import init_preproc_wf
-from mmln_pipeline.workflows.registration import init_registration_wf
+from mmln_pipeline.workflows.reference import init_reference_wf
+from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.targets import EMBEDDED_TARGET, Target, fused_targets
+from mmln_pipeline.workflows.template import init_template_wf
 
 
 def init_single_subject_wf(
@@ -18,9 +21,8 @@ def init_single_subject_wf(
     scan: Scan,
     output_dir: str | Path,
     provenance: Provenance,
-    atlas: str | None = None,
-    label_names: Mapping[int, str] | None = None,
-    compare_labels: bool = False,
+    targets: Sequence[Target] = (EMBEDDED_TARGET,),
+    several: bool = False,
     skull_strip: str = "auto",
     bias_correction: bool = True,
     init: str = "affine",
@@ -34,22 +36,20 @@ def init_single_subject_wf(
     name: str | None = None,
 ) -> pe.Workflow:
     """
-    Build the workflow that registers one T1-weighted image and writes its derivatives.
+    Build the workflow that registers the T1-weighted image of one scan and writes its derivatives.
 
     Parameters
     ----------
     scan : Scan
-        The image, and its mask and labels where it has them.
+        The image or images, and their masks and labels where they have them.
     output_dir : str or Path
         Root of the derivative dataset.
     provenance : Provenance
-        Names of template and model, and what the sidecars say about the run.
-    atlas : str or None, default None
-        Name of the template's labels; None where it has none.
-    label_names : mapping or None, default None
-        Names of the template's labels, by number.
-    compare_labels : bool, default False
-        Score the overlap of the scan's and the template's labels: they share one numbering.
+        Name of the model, and what the sidecars say about the run.
+    targets : sequence of Target, default: the embedded template
+        The templates, with their labels.
+    several : bool, default False
+        Whether the names of fields and scores carry the target's: the run has several targets.
     skull_strip : {"auto", "skip"}, default "auto"
         Check that the image is skull-stripped, or trust that it is.
     bias_correction : bool, default True
@@ -80,114 +80,125 @@ def init_single_subject_wf(
     template_mask
         Brain mask of the template.
     template_dseg
-        Labels of the template (only with `atlas`).
+        Labels of the template (only of a target with labels).
+
+    With `several`, each name ends in the target's, as in `template_mask_A`.
 
     Outputs
     -------
+    t1w_mask
+        Brain mask on the T1w grid.
+    t1w_reference, orig_xfm_N
+        Average of several images, and the transform to the world of image number N (only of several images).
     forward_xfm, inverse_xfm
         ITK composites T1w to template and back.
     t1w_std, mask_std
         Brain image and brain mask on the template's grid.
-    t1w_mask
-        Brain mask on the T1w grid.
     log_jacobian
         Log-Jacobian of the forward transform.
     qc_json, qc_tsv
         Scores, timings, versions and device.
     figure_mask, figure_registration, figure_warp, figure_jacobian
         Figures of the report.
-    atlas_dseg, figure_labels
-        Atlas labels on the T1w grid, and their figure (only with `atlas`).
-    dseg_std
-        The scan's labels on the template's grid (only for a scan with labels).
+    atlas_dseg, atlas_volumes, figure_labels
+        Atlas labels on the T1w grid, their volumes and their figure (only of a target with labels).
+    dseg_std, lesion_std
+        The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    fused_dseg, fused_volumes, fused_figure, fused_qc
+        Fused labels on the T1w grid, their volumes, figure and (for a scan with labels) scores (only with several
+        targets with labels).
+
+    With `several`, the names of what there is of each target, from `forward_xfm` to `lesion_std`, end in the target's.
     """
     workflow = pe.Workflow(name=name or scan.workflow_name)
-    workflow.__desc__ = f"Each T1-weighted image was registered to the template {provenance.template}.\n"
-    has_atlas, has_dseg = atlas is not None, scan.dseg is not None
+    reference_wf = init_reference_wf(scan=scan, random_seed=random_seed)
     preproc_wf = init_preproc_wf(
         skull_strip=skull_strip,
         bias_correction=bias_correction,
-        affine=init,
-        has_mask=scan.mask is not None,
+        has_mask=scan.has("mask"),
         omp_nthreads=omp_nthreads,
-        random_seed=random_seed,
     )
-    registration_wf = init_registration_wf(
-        model=model,
-        model_sha256=provenance.model_sha256,
-        refine=refine,
-        topology=topology,
-        device=device,
-        has_dseg=has_dseg,
-        has_atlas=has_atlas,
-        compare_labels=compare_labels and has_dseg and has_atlas,
-        omp_nthreads=omp_nthreads,
-        mem_gb=mem_gb,
-        random_seed=random_seed,
+    keys = [key for key in derivative_paths(scan, provenance.template) if is_of_scan(key)]
+    derivatives_wf = init_derivatives_wf(scan=scan, output_dir=output_dir, provenance=provenance, keys=keys)
+    inputs = {target.name: _list_inputs(target, several) for target in targets}
+    inputnode = pe.Node(
+        IdentityInterface(fields=[field for fields in inputs.values() for field in fields]), name="inputnode"
     )
-    evaluation_wf = init_evaluation_wf(
-        has_atlas=has_atlas,
-        bias_correction=bias_correction,
-        facts=_facts(scan, provenance, atlas),
-        label_names=label_names,
-    )
-    derivatives_wf = init_derivatives_wf(scan=scan, output_dir=output_dir, provenance=provenance, atlas=atlas)
+    workflow.connect([
+        (reference_wf, preproc_wf, [("outputnode.t1w", "inputnode.t1w")]),
+        (preproc_wf, derivatives_wf, [("outputnode.t1w_mask", "inputnode.t1w_mask")]),
+    ])  # fmt: skip
+    if scan.has("mask"):
+        workflow.connect(reference_wf, "outputnode.mask", preproc_wf, "inputnode.mask")
+    if scan.others:
+        xfms = [f"orig_xfm_{number}" for number in range(1, len(scan.images) + 1)]
+        workflow.connect([
+            (reference_wf, derivatives_wf, [(f"outputnode.{xfm}", f"inputnode.{xfm}") for xfm in xfms]),
+            (preproc_wf, derivatives_wf, [("outputnode.t1w_preproc", "inputnode.t1w_reference")]),
+        ])  # fmt: skip
 
-    preproc_wf.inputs.inputnode.t1w = str(scan.t1w)
-    if scan.mask:
-        preproc_wf.inputs.inputnode.mask = str(scan.mask)
-    if scan.dseg:
-        registration_wf.inputs.inputnode.t1w_dseg = str(scan.dseg)
-    _connect(workflow, preproc_wf, registration_wf, evaluation_wf, derivatives_wf, has_atlas, has_dseg)
-    if bias_correction:
-        workflow.connect(preproc_wf, "outputnode.seconds_bias", evaluation_wf, "inputnode.seconds_bias")
+    parts = {}
+    prepared = ["t1w_preproc", "t1w_mask", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    for target in targets:
+        template_wf = init_template_wf(
+            scan=scan,
+            target=target,
+            output_dir=output_dir,
+            provenance=target.describe(provenance),
+            several=several,
+            bias_correction=bias_correction,
+            init=init,
+            model=model,
+            refine=refine,
+            topology=topology,
+            device=device,
+            omp_nthreads=omp_nthreads,
+            mem_gb=mem_gb,
+            random_seed=random_seed,
+            name=target.workflow_name,
+        )
+        own = [kind for kind in ("dseg", "lesion") if scan.has(kind)]
+        workflow.connect([
+            (inputnode, template_wf, [(field, f"inputnode.{key}") for field, key in inputs[target.name].items()]),
+            (preproc_wf, template_wf, [(f"outputnode.{key}", f"inputnode.{key}") for key in prepared]),
+            (reference_wf, template_wf, [(f"outputnode.{kind}", f"inputnode.t1w_{kind}") for kind in own]),
+        ])  # fmt: skip
+        parts[target.suffix(several)] = template_wf
+
+    fused = fused_targets(targets)
+    if fused:
+        fusion_wf = init_fusion_wf(
+            scan=scan, targets=fused, output_dir=output_dir, provenance=provenance, has_dseg=scan.has("dseg")
+        )
+        workflow.connect(preproc_wf, "outputnode.t1w_preproc", fusion_wf, "inputnode.t1w_preproc")
+        for number, target in enumerate(fused, start=1):
+            template_wf = parts[target.suffix(several)]
+            workflow.connect([
+                (template_wf, fusion_wf, [
+                    ("labelling.template_t1w", f"inputnode.image_{number}"),
+                    ("labelling.atlas_dseg", f"inputnode.dseg_{number}"),
+                ]),
+            ])  # fmt: skip
+        if scan.has("dseg"):
+            workflow.connect(reference_wf, "outputnode.dseg", fusion_wf, "inputnode.t1w_dseg")
+        parts["fused"] = fusion_wf
+    _expose(workflow, [("", derivatives_wf), *parts.items()])
     return workflow
 
 
-def _facts(scan: Scan, provenance: Provenance, atlas: str | None) -> dict:
-    """Say what was registered to what, for the record of the scores, which has its own word on topology."""
-    settings = {name: value for name, value in provenance.parameters.items() if name != "topology"}
-    return {
-        "subject": scan.subject,
-        "session": scan.session,
-        "t1w": provenance.uri(scan.t1w),
-        "template": provenance.template,
-        "atlas": atlas,
-        **settings,
+def _list_inputs(target: Target, several: bool) -> dict[str, str]:
+    """Return the fields that a template comes in by, and those of its own workflow that they lead to."""
+    keys = ["template", "template_mask"] + ["template_dseg"] * bool(target.atlas)
+    return {f"{key}{target.suffix(several)}": key for key in keys}
+
+
+def _expose(workflow, parts):
+    """Pass the outputs of the parts on to the outputnode, with the suffixes of the templates."""
+    fields = {
+        f"{key}{'' if suffix == 'fused' else suffix}": (part, key)
+        for suffix, part in parts
+        for key in part.get_node("outputnode").interface._fields
     }
-
-
-def _connect(workflow, preproc_wf, registration_wf, evaluation_wf, derivatives_wf, has_atlas, has_dseg):
-    """Join the four parts, and pass every derivative's path to the outputnode."""
-    template = ["template", "template_mask"]
-    inputnode = pe.Node(IdentityInterface(fields=template + ["template_dseg"] * has_atlas), name="inputnode")
-    derivatives = derivatives_wf.get_node("outputnode").interface._fields
-    outputnode = pe.Node(IdentityInterface(fields=list(derivatives)), name="outputnode")
-    figures = [key for key in derivatives if key.startswith("figure_")]
-    prepared = ["t1w_preproc", "t1w_mask"]
-    registered = ["forward_xfm", "t1w_std", "log_jacobian"]
-    saved = [*registered, "inverse_xfm", "mask_std"] + ["atlas_dseg"] * has_atlas + ["dseg_std"] * has_dseg
-    workflow.connect([
-        (inputnode, preproc_wf, _to_input(template)),
-        (inputnode, registration_wf, _to_input(template + ["template_dseg"] * has_atlas)),
-        (inputnode, evaluation_wf, _to_input(template)),
-        (preproc_wf, registration_wf, _between([*prepared, "affine_xfm"])),
-        (preproc_wf, evaluation_wf, _between([*prepared, "t1w_affine", "seconds_brain", "seconds_affine"])),
-        (registration_wf, evaluation_wf, _between([*registered, "warp", "metrics"])),
-        (preproc_wf, derivatives_wf, _between(["t1w_mask"])),
-        (registration_wf, derivatives_wf, _between(saved)),
-        (evaluation_wf, derivatives_wf, _between(["qc_json", "qc_tsv", *figures])),
-        (derivatives_wf, outputnode, [(f"outputnode.{key}", key) for key in derivatives]),
-    ])  # fmt: skip
-    if has_atlas:
-        workflow.connect(registration_wf, "outputnode.atlas_dseg", evaluation_wf, "inputnode.atlas_dseg")
-
-
-def _to_input(fields):
-    """Pair fields of an inputnode with the same fields of an inner workflow's inputnode."""
-    return [(key, f"inputnode.{key}") for key in fields]
-
-
-def _between(fields):
-    """Pair fields of one inner workflow's outputnode with the same fields of another's inputnode."""
-    return [(f"outputnode.{key}", f"inputnode.{key}") for key in fields]
+    outputnode = pe.Node(IdentityInterface(fields=list(fields)), name="outputnode")
+    for field, (part, key) in fields.items():
+        workflow.connect(part, f"outputnode.{key}", outputnode, field)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ def run_register(options: argparse.Namespace) -> None:
     """Register a pair and write the results."""
     from mmln_pipeline.cli.stages import show_stages
     from mmln_pipeline.register import register
-    from mmln_pipeline.result import check_output_dir
+    from mmln_pipeline.result import QualityWarning, check_output_dir
 
     folder = check_output_dir(options.output_dir)
-    with show_stages() as progress:
+    with show_stages() as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", QualityWarning)  # the same is printed below
         result = register(
             options.fixed,
             options.moving,
@@ -28,6 +31,7 @@ def run_register(options: argparse.Namespace) -> None:
             labels=options.labels,
             fixed_mask=options.fixed_mask,
             moving_mask=options.moving_mask,
+            moving_lesion=options.moving_lesion,
             model=options.model,
             refine=options.refine,
             device=options.device,
@@ -138,7 +142,9 @@ def _flat(value: Any) -> str:
 
 
 def _print_scores(scores: dict[str, Any]) -> None:
-    """Print the scores that are there, one a line."""
+    """Print the scores that are there, one a line, and a warning where the quality check did not pass."""
+    from mmln_pipeline.result import describe_doubt
+
     if scores["dice"] is not None:
         count = len(scores["dice_per_label"])
         before = "" if scores["dice_before"] is None else f", {scores['dice_before']:.3f} before the warp"
@@ -149,6 +155,10 @@ def _print_scores(scores: dict[str, Any]) -> None:
     brain, whole = scores["folding_percent_brain"], scores["folding_percent"]
     print(f"Folds      {_number(brain, '.4f', '%')} of the brain, {_number(whole, '.4f', '%')} of the grid")
     print(f"NDV        {_number(scores['ndv_percent'], '.4f', '%')} of the grid")
+    print(f"Quality    {scores['qc']['verdict']}")
+    doubt = describe_doubt(scores)
+    if doubt:
+        print(f"mmln: warning: {doubt}", file=sys.stderr)
 
 
 def _number(value: float | None, form: str, unit: str) -> str:

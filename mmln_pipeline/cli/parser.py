@@ -53,6 +53,11 @@ def _add_register(subparsers: Any) -> None:
     )
     parser.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
     parser.add_argument(
+        "--moving-lesion",
+        metavar="MASK",
+        help="lesion mask on the moving image's grid: it steers neither the linear start nor the refinement",
+    )
+    parser.add_argument(
         "--model",
         default="mmln",
         metavar="NAME|PATH",

@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("NIPYPE_NO_ET", "1")
 
+from mmln_pipeline.interfaces.atlases import FuseLabels, MeasureVolumes, PlotLabels, ScoreLabels
 from mmln_pipeline.interfaces.derivatives import SaveDerivative
 from mmln_pipeline.interfaces.evaluation import EvaluateRegistration, PlotRegistration
 from mmln_pipeline.interfaces.preprocessing import (
@@ -17,6 +18,7 @@ from mmln_pipeline.interfaces.preprocessing import (
     LoadTemplate,
     NormalizeIntensity,
 )
+from mmln_pipeline.interfaces.reference import SubjectReference
 from mmln_pipeline.interfaces.registration import ApplyMMLNTransform, MMLNRegistration
 
 __all__ = [
@@ -26,9 +28,14 @@ __all__ = [
     "ConformGrid",
     "CorrectBias",
     "EvaluateRegistration",
+    "FuseLabels",
     "LoadTemplate",
     "MMLNRegistration",
+    "MeasureVolumes",
     "NormalizeIntensity",
+    "PlotLabels",
     "PlotRegistration",
     "SaveDerivative",
+    "ScoreLabels",
+    "SubjectReference",
 ]

@@ -1,6 +1,7 @@
 """Nipype interfaces that score a registration and draw it."""
 
 import json
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,7 +43,7 @@ class _EvaluateRegistrationOutputSpec(TraitedSpec):
 
 
 class EvaluateRegistration(SimpleInterface):
-    """Score a registration (Dice, Jacobian, TC, similarity) and record timings, versions and device."""
+    """Score a registration (Dice, Jacobian, TC, similarity, verdict) and record timings, machine and versions."""
 
     input_spec = _EvaluateRegistrationInputSpec
     output_spec = _EvaluateRegistrationOutputSpec
@@ -53,7 +54,7 @@ class EvaluateRegistration(SimpleInterface):
         facts = self._facts()
         scores = jsonable({**facts, **self._measure(), **facts})  # facts stand first, and have the last word
         scores["seconds"] = self._seconds(scores.get("seconds") or {})
-        scores["versions"] = _versions()
+        scores |= {"machine": _machine(), "versions": _versions()}
         self._results["scores"] = scores
         self._results["out_json"] = str(Path(runtime.cwd) / "qc.json")
         self._results["out_tsv"] = str(Path(runtime.cwd) / "qc.tsv")
@@ -114,21 +115,24 @@ def _versions():
     return found
 
 
-def _flatten(content, prefix=""):
-    """Flatten nested dictionaries to one level, names joined by `_`."""
-    flat = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{name}_"))
-        else:
-            flat[name] = value
-    return flat
+def _machine():
+    """Return what the machine is; its name is left out, since results are shared."""
+    names = [line.split(":", 1)[1].strip() for line in _read_cpuinfo() if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return {"system": platform.platform(terse=True), "processor": processor, "processors": os.cpu_count()}
+
+
+def _read_cpuinfo():
+    """Return the lines in which Linux describes the processors; none elsewhere."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
 def _to_tsv(scores):
     """Write scores as a header and one row; missing values are `n/a`, as BIDS has it."""
-    flat = _flatten(scores)
+    from mmln_pipeline.reporting.scores import leaves
+
+    flat = {"_".join(path): value for path, value in leaves(scores)}
     cells = ["n/a" if value is None else str(value).replace("\t", " ") for value in flat.values()]
     return "\t".join(flat) + "\n" + "\t".join(cells) + "\n"
 
@@ -142,6 +146,7 @@ class _PlotRegistrationInputSpec(BaseInterfaceInputSpec):
     log_jacobian = File(exists=True, mandatory=True, desc="log-Jacobian of the transform")
     moving = File(exists=True, desc="moving image on its native grid (for the figures of mask and labels)")
     moving_mask = File(exists=True, desc="brain mask on the moving image's grid")
+    moving_lesion = File(exists=True, desc="lesion mask on the moving image's grid, drawn beside the brain mask")
     moving_labels = File(exists=True, desc="fixed image's labels brought to the moving image")
     label_names = traits.Dict(traits.Int, traits.Str, desc="names for the legend, by label number")
 
@@ -175,7 +180,8 @@ class PlotRegistration(SimpleInterface):
         figures.plot_log_jacobian(fixed, images["log_jacobian"], self._results["out_jacobian"], mask=mask)
         if images["moving"] is not None and images["moving_mask"] is not None:
             self._results["out_mask"] = str(cwd / "mask.svg")
-            figures.plot_brain_mask(images["moving"], images["moving_mask"], self._results["out_mask"])
+            moving, mask, lesion = (images[key] for key in ("moving", "moving_mask", "moving_lesion"))
+            figures.plot_brain_mask(moving, mask, self._results["out_mask"], lesion=lesion)
         if images["moving"] is not None and images["moving_labels"] is not None:
             self._results["out_labels"] = str(cwd / "labels.svg")
             names = optional(self.inputs.label_names)
@@ -194,6 +200,7 @@ class PlotRegistration(SimpleInterface):
             "log_jacobian",
             "moving",
             "moving_mask",
+            "moving_lesion",
             "moving_labels",
         )
         paths = {key: optional(getattr(self.inputs, key)) for key in keys}

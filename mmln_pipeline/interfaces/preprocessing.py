@@ -22,6 +22,8 @@ def optional(value):
 class _LoadTemplateInputSpec(BaseInterfaceInputSpec):
     template = traits.Str(mandatory=True, desc="name of an installed template, or path of a NIfTI image")
     dseg = File(exists=True, desc="label image on the template's grid, in place of the template's own")
+    mask = File(exists=True, desc="brain mask on the template's grid, in place of the template's own")
+    checksum = traits.Str(desc="of the template's content: another one of the same name is loaded anew")
 
 
 class _LoadTemplateOutputSpec(TraitedSpec):
@@ -46,7 +48,7 @@ class LoadTemplate(SimpleInterface):
         from mmln_pipeline.templates import load_template
         from mmln_pipeline.volumes import save_image
 
-        template = load_template(self.inputs.template, optional(self.inputs.dseg))
+        template = load_template(self.inputs.template, optional(self.inputs.dseg), optional(self.inputs.mask))
         for key in ("image", "mask", "dseg"):
             image = getattr(template, key)
             if image is not None:
@@ -160,6 +162,7 @@ class _AffineInitInputSpec(BaseInterfaceInputSpec):
     moving = File(exists=True, mandatory=True, desc="moving brain image")
     fixed_mask = File(exists=True, desc="brain mask of the fixed image")
     moving_mask = File(exists=True, desc="brain mask of the moving image")
+    moving_lesion = File(exists=True, desc="where the moving image must not steer, on its grid")
     kind = traits.Enum("affine", "rigid", "identity", usedefault=True, desc="12, 6 or 0 degrees of freedom")
     random_seed = traits.Int(0, usedefault=True, desc="seed of the sampling")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
@@ -193,7 +196,7 @@ class AffineInit(SimpleInterface):
         from mmln_pipeline.volumes import load_image
 
         images = {}
-        for key in ("fixed", "moving", "fixed_mask", "moving_mask"):
+        for key in ("fixed", "moving", "fixed_mask", "moving_mask", "moving_lesion"):
             path = optional(getattr(self.inputs, key))
             images[key] = load_image(path, name=key) if path else None
         return estimate_affine(**images, kind=self.inputs.kind, seed=self.inputs.random_seed)

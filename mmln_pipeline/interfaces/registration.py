@@ -27,6 +27,7 @@ class _MMLNRegistrationInputSpec(BaseInterfaceInputSpec):
     )
     fixed_mask = File(exists=True, desc="brain mask of the fixed image")
     moving_mask = File(exists=True, desc="brain mask of the moving image")
+    moving_lesion = File(exists=True, desc="where the moving image must not steer, on its grid")
     fixed_dseg = File(exists=True, desc="labels of the fixed image, on its grid")
     moving_dseg = File(exists=True, desc="labels of the moving image, on its grid")
     labels = File(exists=True, desc="TSV that groups label numbers into structures")
@@ -69,7 +70,7 @@ class MMLNRegistration(SimpleInterface):
         from mmln_pipeline.register import register
 
         cwd = Path(runtime.cwd)
-        files = ("fixed_dseg", "moving_dseg", "labels", "fixed_mask", "moving_mask")
+        files = ("fixed_dseg", "moving_dseg", "labels", "fixed_mask", "moving_mask", "moving_lesion")
         result = register(
             self.inputs.fixed,
             self.inputs.moving,

@@ -1,0 +1,119 @@
+"""Filter files: what PyBIDS is asked for, and which file and entry are wrong."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids.layout import BIDSLayout, Query
+
+from mmln_pipeline.bids_app.parser import UsageError
+
+IMAGES = [".nii.gz", ".nii"]
+BASE_FILTERS = {
+    "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None], "extension": IMAGES},
+    "mask": {"datatype": "anat", "suffix": "mask", "desc": "brain", "extension": IMAGES},
+    "dseg": {"datatype": "anat", "suffix": "dseg", "extension": IMAGES},
+}
+WORDS = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
+"""What null and "*" stand for; fMRIPrep's files spell it out too."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is looked for, by kind (`t1w`, `mask`, `dseg`).
+
+    Attributes
+    ----------
+    path : Path or None
+        The filter file.
+    queries : mapping of str to mapping
+        PyBIDS filters of each kind: the base and, over it, the file's.
+    given : mapping of str to mapping
+        The file's own entries, as they are written there.
+    """
+
+    path: Path | None
+    queries: Mapping[str, Mapping]
+    given: Mapping[str, Mapping]
+
+    def find(self, layout: BIDSLayout, kind: str, **more) -> list:
+        """Ask a layout for one kind of file.
+
+        Parameters
+        ----------
+        layout : BIDSLayout
+            The index.
+        kind : str
+            `t1w`, `mask` or `dseg`.
+        **more
+            Further filters, which go before the file's.
+
+        Returns
+        -------
+        list of BIDSFile
+            Sorted by file name.
+
+        Raises
+        ------
+        UsageError
+            PyBIDS refuses an entry.
+        """
+        try:
+            return sorted(layout.get(**(self.queries[kind] | more)), key=lambda image: Path(image.path).name)
+        except (ValueError, TypeError) as error:
+            cause = str(error).splitlines()[0]
+            raise UsageError(f'--bids-filter-file {self.path}: "{kind}": {cause}') from error
+
+    def without(self, kind: str, entity: str) -> "Filters":
+        """Return the same filters with one entry of the file left out."""
+        base = {key: value for key, value in BASE_FILTERS[kind].items() if key == entity}
+        query = {key: value for key, value in self.queries[kind].items() if key != entity} | base
+        return Filters(self.path, {**self.queries, kind: query}, self.given)
+
+
+def read_filters(path: Path | None) -> Filters:
+    """Read a filter file over the base filters; null and "*" become PyBIDS's NONE and ANY.
+
+    Parameters
+    ----------
+    path : Path or None
+        JSON, `{"t1w": {ENTITY: VALUE}}`; kinds that other programs use are passed over.
+
+    Returns
+    -------
+    Filters
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read, has none of our kinds, or an entry's value is no filter.
+    """
+    if path is None:
+        return Filters(None, BASE_FILTERS, {})
+    name = f"--bids-filter-file {path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{name}: not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise UsageError(f'{name}: expected {{"t1w": {{ENTITY: VALUE}}}}')
+    given = {kind: entry for kind, entry in content.items() if kind in BASE_FILTERS}
+    if not given:
+        raise UsageError(f"{name}: expected one of {', '.join(BASE_FILTERS)}, found {', '.join(content) or 'nothing'}")
+    queries = {
+        kind: base | {entity: _read_value(value, f'{name}: "{kind}": "{entity}"') for entity, value in own.items()}
+        for kind, base, own in ((kind, base, given.get(kind, {})) for kind, base in BASE_FILTERS.items())
+    }
+    return Filters(path, queries, given)
+
+
+def _read_value(value: object, name: str) -> object:
+    """Turn a JSON value into a PyBIDS filter."""
+    if isinstance(value, list):
+        return [_read_value(item, name) for item in value]
+    if isinstance(value, dict):
+        raise UsageError(f"{name}: expected text, a number, null or a list of these, found {json.dumps(value)}")
+    return WORDS.get(value, value)

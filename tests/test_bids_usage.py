@@ -1,0 +1,241 @@
+"""Wrong usage and settings of the BIDS App: one line, exit code 2, and nothing written; settings as TOML."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+from tiny_bids import describe, list_files, one_error, write_image
+
+from mmln_pipeline.bids_app.config import CHOICES, SECTIONS, Config, read_toml
+from mmln_pipeline.bids_app.parser import parse_args, parse_memory
+from mmln_pipeline.bids_app.run import main
+from mmln_pipeline.inputs import MAX_SEED
+
+pytestmark = pytest.mark.usefixtures("tiny_grid")
+
+
+# ------------------------------------------------------------------------------- usage: exit code 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--participant-label", "99"], "--participant-label 99: no folder sub-99"),
+        (["--participant-label", "sub-03"], "--participant-label 03: no T1w image of sub-03"),
+        (["--session-label", "z"], "no T1w image"),
+        (["--template", "NoSuchTemplate"], "NoSuchTemplate"),
+        (["--template", "/no/such/file.nii.gz"], "/no/such/file.nii.gz"),
+        (["--model", "nomodel"], "nomodel"),
+        (["--template-dseg", "/no/dseg.nii.gz"], "--template-dseg /no/dseg.nii.gz: no such file"),
+        (["--device", "cuda:7"], "cuda:7"),
+        (["--device", "tpu"], "tpu"),
+        (["--skull-strip", "synthstrip"], "--skull-strip synthstrip is not available in this version"),
+        (["--skull-strip", "atlas"], "--skull-strip atlas is not available in this version"),
+        (["--skull-strip", "wrong"], "--skull-strip"),
+        (["--refine", "-1"], "--refine"),
+        (["--refine", "some"], "--refine"),
+        (["--nprocs", "0"], "--nprocs"),
+        (["--omp-nthreads", "3"], "omp_nthreads: expected at most nprocs (1), found 3"),
+        (["--mem", "lots"], "--mem"),
+        (["--random-seed", "x"], "--random-seed"),
+        (["-d", "labels=/no/such/folder"], "/no/such/folder"),
+        (["--bids-filter-file", "/no/filter.json"], "--bids-filter-file /no/filter.json: no such file"),
+        (["--config-file", "/no/config.toml"], "--config-file /no/config.toml: no such file"),
+        (["--use-plugin", "/no/plugin.toml"], "--use-plugin /no/plugin.toml: no such file"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_wrong_usage(command, tmp_path, capsys, options, words):
+    assert command(*options) == 2
+    line = one_error(capsys)
+    assert line.startswith("mmln-bids: error:") and words in line
+    assert not (tmp_path / "out").exists() and not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("no = [toml", "not valid TOML"),
+        ("[who]\nx = 1", "unknown section [who]"),
+        ("[how]\nmodle = 'mmln'", "unknown setting 'modle'"),
+        ("[how]\nbias_correction = 'no'", "expected true or false"),
+        ("[how]\nskull_strip = 'atlas'", "skull_strip: expected one of auto, skip"),
+        ("[machine]\nnprocs = -2", "nprocs: expected at least 1"),
+    ],
+)
+def test_wrong_config_file(place, tmp_path, capsys, content, words):
+    path = tmp_path / "config.toml"
+    path.write_text(content)
+    assert main([str(place / "raw"), str(tmp_path / "out"), "participant", "--config-file", str(path)]) == 2
+    assert words in one_error(capsys)
+
+
+@pytest.mark.parametrize("inside", ["", "sub-01", "out", "derivatives"])
+def test_output_in_the_raw_dataset(place, command, capsys, inside):
+    before = list_files(place / "raw")
+    assert command(output=place / "raw" / inside) == 2
+    assert "lies in the raw dataset" in one_error(capsys)
+    assert list_files(place / "raw") == before
+
+
+def test_output_below_derivatives_is_fine(place, command):
+    assert command("--dry-run", output=place / "raw/derivatives/mmln") == 0
+    assert not (place / "raw/derivatives").exists()
+
+
+def test_work_dir_in_the_raw_dataset(place, command, capsys):
+    assert command("-w", str(place / "raw/work")) == 2
+    assert "--work-dir" in one_error(capsys)
+
+
+def test_output_of_another_program(command, tmp_path, capsys):
+    describe(tmp_path / "out", "derivative")
+    assert command() == 2
+    assert "did not make" in one_error(capsys)
+
+
+def test_no_dataset(command, tmp_path, capsys):
+    assert command(bids=tmp_path / "nothing") == 2
+    assert "no such folder" in one_error(capsys)
+    (tmp_path / "empty").mkdir()
+    assert command(bids=tmp_path / "empty") == 2
+    assert "dataset_description.json is missing" in one_error(capsys)
+    assert command("--skip-bids-validation", bids=tmp_path / "empty") == 2
+    assert "no folder sub-*" in one_error(capsys)
+
+
+def test_template_labels_off_the_grid(place, command, tmp_path, capsys):
+    path = write_image(nb.Nifti1Image(np.ones((7, 8, 9), np.uint8), np.eye(4)), tmp_path / "off_dseg.nii.gz")
+    assert command("--template-dseg", str(path)) == 2
+    assert "expected the grid of template tiny" in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.toml", "plugin = [", "--use-plugin"),
+        ("p.json", '{"n_procs": 2}', "expected plugin = NAME"),
+        ("p.yml", "plugin: MultiProc\nother: 1", "plugin and plugin_args only"),
+        ("p.txt", "plugin", "expected a file ending in"),
+    ],
+)
+def test_wrong_plugin_file(command, tmp_path, capsys, name, content, words):
+    (tmp_path / name).write_text(content)
+    assert command("--use-plugin", str(tmp_path / name)) == 2
+    assert words in one_error(capsys)
+
+
+def test_verbose_shows_the_traceback(command, capsys):
+    assert command("--participant-label", "99", "-v") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------- settings
+
+
+def test_parse_memory():
+    assert [parse_memory(text) for text in ("16GB", "16", "500 MB", "1.5TiB")] == [16, 16, 0.5, 1500]
+
+
+def test_sloppy(place):
+    config = parse_args([str(place / "raw"), "out", "participant", "--sloppy"])
+    assert (config.init, config.refine, config.bias_correction) == ("rigid", 0, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        (["--participant-label", "sub-01", "02", "01"], "participant_label", ("01", "02")),
+        (["--session-label", "ses-a"], "session_label", ("a",)),
+        (["--subject-anatomical-reference", "unbiased"], "subject_anatomical_reference", "unbiased"),
+        (["--bids-database-dir", "/db"], "bids_database_dir", Path("/db")),
+        (["--skip-bids-validation"], "skip_bids_validation", True),
+        (["--template", "NAME"], "template", "NAME"),
+        (["--template-dseg", "/labels.nii.gz"], "template_dseg", Path("/labels.nii.gz")),
+        (["--skull-strip", "skip"], "skull_strip", "skip"),
+        (["--no-bias-correction"], "bias_correction", False),
+        (["--init", "rigid"], "init", "rigid"),
+        (["--model", "NAME"], "model", "NAME"),
+        (["--refine", "7"], "refine", 7),
+        (["--topology", "off"], "topology", "off"),
+        (["--lesion-mask", "skip"], "lesion_mask", "skip"),
+        (["--lesion-mask"], "lesion_mask", "auto"),
+        (["--random-seed", "3"], "random_seed", 3),
+        (["--nprocs", "3"], "nprocs", 3),
+        (["--nprocs", "8", "--omp-nthreads", "2"], "omp_nthreads", 2),
+        (["--nprocs", "16"], "omp_nthreads", 8),
+        (["--mem", "500 MB"], "mem_gb", 0.5),
+        (["--device", "cuda:1"], "device", "cuda:1"),
+        (["--use-plugin", "/p.toml"], "use_plugin", Path("/p.toml")),
+        (["--low-mem"], "low_mem", True),
+        (["--work-dir", "/scratch"], "work_dir", Path("/scratch")),
+        (["--clean-workdir"], "clean_workdir", True),
+        (["--dry-run"], "dry_run", True),
+        (["--reports-only"], "reports_only", True),
+        (["--boilerplate-only"], "boilerplate_only", True),
+        (["--write-graph"], "write_graph", True),
+        (["--stop-on-first-crash"], "stop_on_first_crash", True),
+        (["--resource-monitor"], "resource_monitor", True),
+        (["--bids-filter-file", "/f.json"], "bids_filter_file", Path("/f.json")),
+        (["-vv"], "verbose", 2),
+    ],
+)
+def test_options_become_settings(options, name, value):
+    assert getattr(parse_args(["/raw", "/out", "participant", *options]), name) == value
+
+
+def test_datasets_add_up(tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+    options = ["--derivatives", f"a={tmp_path / 'one'}", f"b={tmp_path / 'two'}", "-d", str(tmp_path / "three")]
+    found = parse_args(["/raw", "/out", "participant", *options]).derivatives
+    assert found == {"a": tmp_path / "one", "b": tmp_path / "two", "three": tmp_path / "three"}
+
+
+def test_largest_seed(capsys):
+    assert parse_args(["/raw", "/out", "participant", "--random-seed", str(MAX_SEED)]).random_seed == MAX_SEED
+    assert main(["/raw", "/out", "participant", "--random-seed", str(MAX_SEED + 1)]) == 2
+    assert "expected a whole number from 0" in one_error(capsys)
+
+
+ONE_RUN = {
+    *("bids_dir", "output_dir", "analysis_level", "clean_workdir", "dry_run", "reports_only", "boilerplate_only"),
+    "verbose",
+}
+"""Settings that no file keeps: they belong to one run."""
+
+
+def other_value(item):
+    """A value that the setting does not have by itself."""
+    if item.name in CHOICES:
+        return CHOICES[item.name][-1]
+    if item.name == "refine":
+        return 5
+    known = {
+        bool: True,
+        int: 7,
+        float: 2.5,
+        str: 'odd "name" \u00e9',
+        Path: Path("/a path"),
+        Path | None: Path("/a path"),
+        tuple[str, ...]: ("01", "02"),
+        Mapping[str, Path]: {"labels": Path("/lab els"), "masks": Path("/m")},
+    }
+    value = known[item.type]
+    return not item.default if item.type is bool else value
+
+
+def test_toml_keeps_every_setting(tmp_path):
+    """What a run writes, --config-file reads back."""
+    items = [item for item in fields(Config) if item.name not in ONE_RUN]
+    assert {item.name for item in items} == {name for names in SECTIONS.values() for name in names}
+    config = Config(Path("/raw"), Path("/out"), **{item.name: other_value(item) for item in items})
+    path = tmp_path / "config.toml"
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert Config(config.bids_dir, config.output_dir, **read_toml(path)) == config
+    plain = replace(config, sloppy=False)  # which would change other settings
+    path.write_text(plain.to_toml(), encoding="utf-8")
+    assert parse_args(["/raw", "/out", "participant", "--config-file", str(path)]) == plain

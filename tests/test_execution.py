@@ -1,0 +1,99 @@
+"""How the BIDS App runs nodes: worker processes, who failed of what, and no call home."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.bids_app import execution
+from mmln_pipeline.bids_app.config import Config
+from mmln_pipeline.bids_app.execution import run_workflow
+
+
+def identify():
+    """Return this process's id."""
+    import os
+
+    return os.getpid()
+
+
+def die():
+    """End this process as the system does when memory runs out."""
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_function(function, name):
+    return pe.Node(Function(function=function, output_names=["out"]), name=name)
+
+
+def run_functions(tmp_path, nodes, nprocs=2, **settings):
+    workflow = pe.Workflow(name="functions_wf", base_dir=str(tmp_path / "work"))
+    workflow.add_nodes(nodes)
+    config = Config(tmp_path / "raw", tmp_path / "out", nprocs=nprocs, work_dir=tmp_path / "work", **settings)
+    return workflow, run_workflow(workflow, config, [])
+
+
+def test_several_processes(tmp_path, monkeypatch):
+    made = []
+
+    class Recorded(execution.WorkerPool):
+        def _collect(self, taskid, future):
+            super()._collect(taskid, future)
+            made.append(self._taskresult[taskid]["result"].outputs.out)
+
+    monkeypatch.setattr(execution, "WorkerPool", Recorded)
+    _, failures = run_functions(tmp_path, [make_function(identify, name) for name in ("one", "two", "three")])
+    assert failures == {} and len(made) == 3 and os.getpid() not in made
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_resource_monitor(tmp_path, monkeypatch, nprocs):
+    """What "--resource-monitor" leaves, whether nodes run in this process or in workers."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run_functions(tmp_path, [make_function(identify, "one")], nprocs, resource_monitor=True)[1] == {}
+    record = json.loads((tmp_path / "out/logs/resource_monitor.json").read_text())
+    assert not list((tmp_path / "here").iterdir())
+    assert set(record["name"]) == {"functions_wf.one"} and min(record["rss_GiB"]) > 0
+    run_functions(tmp_path / "again", [make_function(identify, "one")], 1)
+    assert not (tmp_path / "again/out/logs").exists()
+
+
+def test_one_processor_stays_in_this_process(tmp_path):
+    config = Config(tmp_path, tmp_path / "out", nprocs=1)
+    assert isinstance(execution._make_runner(config, {}), execution.LinearPlugin)
+
+
+def test_killed_worker_is_a_failure(tmp_path):
+    node = make_function(die, "dying")
+    other = make_function(identify, "other")
+    _, failures = run_functions(tmp_path, [node, other])
+    crash = "\n".join(path.read_text() for path in (tmp_path / "out/logs/crash").glob("*.txt"))
+    assert "dying" in crash and "BrokenProcessPool" in crash
+    assert failures == {}  # no scan was part of it
+
+
+def test_failures_are_told_by_scan(tmp_path):
+    text = "Node: mmln_wf.sub_02_wf.preproc_wf.bias\n\nTraceback\n\tValueError: T1w x.nii: empty\n"
+    first, second = tmp_path / "crash-1.txt", tmp_path / "crash-2.txt"
+    first.write_text(text)
+    second.write_text("Node: mmln_wf.load_template\n\nBrokenProcessPool: a process died\n")
+    found = execution._read_failures([first], ["sub_01_wf", "sub_02_wf"])
+    assert {name: failure.cause for name, failure in found.items()} == {"sub_02_wf": "T1w x.nii: empty"}
+    found = execution._read_failures([second], ["sub_01_wf", "sub_02_wf"])
+    assert set(found) == {"sub_01_wf", "sub_02_wf"} and "killed" in found["sub_01_wf"].cause
+
+
+def test_nipype_never_calls_home(tmp_path):
+    code = "import mmln_pipeline.bids_app.participant, os; assert os.environ['NIPYPE_NO_ET']"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    execution.configure_nipype(Config(tmp_path, tmp_path / "out"))
+    assert logging.getLogger("nipype.workflow").level == logging.CRITICAL

@@ -1,0 +1,97 @@
+"""Workflow of the linear alignment: from a prepared brain to its start on the network's grid."""
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.interfaces import AffineInit, ConformGrid, NormalizeIntensity
+
+
+def init_alignment_wf(
+    *,
+    affine: str = "affine",
+    has_lesion: bool = False,
+    omp_nthreads: int = 1,
+    random_seed: int = 0,
+    name: str = "alignment_wf",
+) -> pe.Workflow:
+    """
+    Build the workflow that aligns a prepared T1w brain linearly to a template.
+
+    Parameters
+    ----------
+    affine : {"affine", "rigid", "identity"}, default "affine"
+        Initial alignment to the template.
+    has_lesion : bool, default False
+        Whether a lesion mask comes in, which must not steer the alignment.
+    omp_nthreads : int, default 1
+        Threads of one step.
+    random_seed : int, default 0
+        Seed of the affine's sampling.
+    name : str, default "alignment_wf"
+        Name of the workflow.
+
+    Inputs
+    ------
+    t1w_preproc
+        Brain image on its native grid.
+    t1w_mask
+        Its brain mask.
+    t1w_lesion
+        Lesion mask on the native grid (only with `has_lesion`).
+    template
+        Skull-stripped template image.
+    template_mask
+        Brain mask of the template.
+
+    Outputs
+    -------
+    affine_xfm
+        ITK affine, template world to T1w world (mm).
+    t1w_affine
+        `t1w_preproc` in affine alignment on the network's grid, intensities in [0, 1].
+    seconds_affine
+        Duration of the alignment, s.
+    """
+    workflow = pe.Workflow(name=name)
+    workflow.__desc__ = _describe(affine)
+    inputs = ["t1w_preproc", "t1w_mask", "template", "template_mask"] + ["t1w_lesion"] * has_lesion
+    inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=["affine_xfm", "t1w_affine", "seconds_affine"]), name="outputnode")
+    affine_init = pe.Node(
+        AffineInit(kind=affine, random_seed=random_seed, num_threads=omp_nthreads),
+        name="affine_init",
+        mem_gb=1,
+    )
+    conform = pe.Node(ConformGrid(), name="conform", mem_gb=1)
+    normalize = pe.Node(NormalizeIntensity(), name="normalize", mem_gb=1)
+    workflow.connect([
+        (inputnode, affine_init, [
+            ("template", "fixed"),
+            ("template_mask", "fixed_mask"),
+            ("t1w_preproc", "moving"),
+            ("t1w_mask", "moving_mask"),
+        ]),
+        (inputnode, conform, [
+            ("template", "reference"),
+            ("template_mask", "reference_mask"),
+            ("t1w_preproc", "in_file"),
+        ]),
+        (affine_init, conform, [("out_xfm", "in_xfm")]),
+        (affine_init, outputnode, [("out_xfm", "affine_xfm"), ("seconds", "seconds_affine")]),
+        (conform, normalize, [("out_file", "in_file")]),
+        (normalize, outputnode, [("out_file", "t1w_affine")]),
+    ])  # fmt: skip
+    if has_lesion:
+        workflow.connect(inputnode, "t1w_lesion", affine_init, "moving_lesion")
+    return workflow
+
+
+def _describe(affine: str) -> str:
+    """Write the methods text of the alignment."""
+    if affine == "identity":
+        return "The image was taken to be aligned with the template.\n"
+    freedom = {"affine": "twelve", "rigid": "six"}[affine]
+    return (
+        f"The brain was aligned to the template with {freedom} degrees of freedom by mutual information, using "
+        "SimpleITK [@simpleitk].\n"
+    )
