@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
         velocities = [fields.taper(velocity, shape) for velocity in velocities]
         maps = fields.integrate(velocities, shape), fields.integrate(velocities, shape, inverse=True)
     with clock.stage("topology"):
-        warp = _repair_folds(velocities, maps, options)
+        warp = _repair_folds(maps, options)
     with clock.stage("resample"):
         result = _resample(pair, network, matrix, warp)
     with clock.stage("score"):
@@ -221,22 +221,21 @@ def _trusted(
         return (torch.nn.functional.max_pool3d(moved, reach, stride=1, padding=reach // 2) < 0.5).float()
 
 
-def _repair_folds(
-    velocities: Sequence[torch.Tensor], maps: tuple[torch.Tensor, torch.Tensor], options: Options
-) -> _Warp:
-    """Make the warp free of folds, or let it pass, as the options ask."""
+def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], options: Options) -> _Warp:
+    """Make the warp and its inverse free of folds, or let them pass, as the options ask."""
     if options.topology == "off":
         forward, backward = (displacement.cpu() for displacement in maps)
         return _Warp(forward, backward, None, {"mode": "off"})
-    repair = topology.enforce(velocities, maps[0].shape[2:], maps)
-    certificate = repair.certificate
-    if not certificate.reached:
+    forward, backward = (topology.enforce(displacement) for displacement in maps)
+    if not forward.reached:
         raise TopologyError(
-            f"The warp still folds after {certificate.rounds} rounds of repair (NDV {certificate.ndv_percent:.2g}% of "
-            f"the grid, smallest Jacobian determinant {certificate.min_jacobian:.2g}), so nothing was written; check "
+            f"The warp still folds after {forward.rounds} rounds of repair (NDV {forward.ndv_percent:.2g}% of "
+            f"the grid, smallest Jacobian determinant {forward.min_jacobian:.2g}), so nothing was written; check "
             "that both images show a whole brain in the right orientation, or accept folds with --topology off."
         )
-    return _Warp(repair.forward.cpu(), repair.inverse.cpu(), repair.ndv.cpu(), {"mode": "strict"} | asdict(certificate))
+    certificate = {"mode": "strict"} | forward.certificate()
+    certificate |= {f"inverse_{name}": value for name, value in backward.certificate().items()}
+    return _Warp(forward.displacement.cpu(), backward.displacement.cpu(), forward.ndv.cpu(), certificate)
 
 
 def _resample(

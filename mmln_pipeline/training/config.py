@@ -99,17 +99,17 @@ class LossConfig:
 class StageConfig:
     """One stage of the training: some steps that teach one or several levels.
 
-    Each step draws one of the levels, then one of its runs in the network's schedule (without the levels that no
-    stage has taught yet). The runs before it give it its start.
+    Each step takes drawn pairs through the network's schedule (without the levels that no stage has taught yet). Every
+    run of a level that is taught has its own loss and moves the weights; the next run starts where it ended.
 
     Parameters
     ----------
     levels : tuple of int
         Levels to train, from 1 (coarsest).
     steps : int
-        Optimiser steps.
+        Drawn batches of pairs.
     frozen_steps : int, optional
-        Steps at the beginning during which the loss does not reach the runs before the drawn one (default: all).
+        Steps at the beginning during which the losses do not reach the levels that are not taught (default: all).
     window : tuple of int, optional
         Train the finest level on wandering sub-volumes of this size; empty for the whole grid.
     """
@@ -120,7 +120,7 @@ class StageConfig:
     window: tuple[int, ...] = ()
 
     def is_frozen(self, step: int) -> bool:
-        """Return whether a step, from 0, leaves the runs before the drawn one as they are."""
+        """Return whether a step, from 0, leaves the levels that are not taught as they are."""
         return self.frozen_steps < 0 or step < self.frozen_steps
 
 
@@ -133,7 +133,7 @@ class OptimizationConfig:
     learning_rate : float
         Adam's.
     schedule : {"constant", "cosine"}
-        The paper's fixed rate, or a cosine to a hundredth over each level, behind 50 steps of warm-up.
+        The paper's fixed rate, or a cosine to a hundredth over each stage, behind a warm-up.
     batch_size : int
         Pairs a step.
     averaging : float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from mmln_pipeline.devices import has_fast_bfloat16, resolve_device
 from mmln_pipeline.fields import Window
 from mmln_pipeline.files import atomic_path, write_text
-from mmln_pipeline.network import MMLN
+from mmln_pipeline.network import MMLN, LevelOutput
 from mmln_pipeline.progress import progress_bar
 from mmln_pipeline.training.config import StageConfig, TrainConfig, load_config
 from mmln_pipeline.training.data import TrainingPair, build_pack, draw_pair, load_pack
@@ -28,7 +29,8 @@ from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model, save_model
 
 CHECKPOINT = "checkpoint.pt"
-WARM_UP = 50
+WARM_UP = 0.05
+"""Share of a stage's steps in which the learning rate rises."""
 
 
 @dataclass
@@ -120,7 +122,7 @@ class Trainer:
         self.fabric.seed_everything(config.seed, verbose=False)
         self.volumes = load_pack(pack, "train", self.fabric.device)
         self.validation = load_pack(pack, "validation", self.fabric.device)
-        self.model = MMLN(config.network)
+        self.model = MMLN(config.network).to(self.fabric.device)
         if config.initial_weights:
             weights, _ = load_model(config.initial_weights)
             self.model.load_state_dict(weights.state_dict())
@@ -146,7 +148,7 @@ class Trainer:
         objective = RunObjective(self.model, self.config)
         parameters = [p for q in self._reached(plan) for p in self._level_parameters(q)]
         optimizer = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
-        wrapped, optimizer = self.fabric.setup(objective, optimizer)
+        optimizer = self.fabric.setup_optimizers(optimizer)
         averaged = AveragedModel(self.model, avg_fn=self._average)
         if stored is not None:
             optimizer.load_state_dict(stored["optimizer"])
@@ -154,7 +156,7 @@ class Trainer:
         began = time.monotonic()
         with progress_bar(f"stage {stage + 1}", plan.steps, self.progress.step) as advance:
             while self.progress.step < plan.steps:
-                losses = self._step(stage, wrapped, optimizer)
+                losses = self._step(stage, objective, optimizer)
                 averaged.update_parameters(self.model)
                 self.progress.step += 1
                 self._log(stage, losses, optimizer.param_groups[0]["lr"])
@@ -181,36 +183,55 @@ class Trainer:
             return [level - 1 for level in plan.levels]
         return list(range(max(plan.levels)))
 
-    def _step(self, stage: int, objective: Any, optimizer: Any) -> dict[str, float]:
-        """Take one optimiser step on freshly drawn pairs; what is drawn depends on the seed and the step alone."""
+    def _step(self, stage: int, objective: RunObjective, optimizer: Any) -> dict[str, float]:
+        """Take freshly drawn pairs through the schedule; what is drawn depends on the seed and the step alone."""
         plan, step = self.config.stages[stage], self.progress.step
         generator = np.random.default_rng([self.config.seed, stage, step])
-        runs = self.model.schedule(self.config.taught(stage))
-        level = plan.levels[generator.integers(len(plan.levels))] - 1
-        run = generator.choice([i for i, p in enumerate(runs) if p == level])
-        pairs = [
-            draw_pair(self.volumes, self.config.data, generator) for _ in range(self.config.optimization.batch_size)
-        ]
-        window = None
-        if plan.window and level == self.config.network.levels - 1:
-            window = draw_window(pairs[0].fixed.shape[2:], plan.window, generator)
-        batch = _stack(pairs)
+        count = self.config.optimization.batch_size
+        batch = _stack([draw_pair(self.volumes, self.config.data, generator) for _ in range(count)])
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
-        losses = objective(
-            batch.fixed, batch.moving, level, runs[:run], plan.is_frozen(step), window=window, labels=batch.labels
-        )
+        taught = [level - 1 for level in plan.levels]
+        shares = {p: objective.shares(batch.labels, p) for p in taught}
+        pairs = self.model.pyramid(batch.fixed, batch.moving)
+        runs = self.model.schedule(self.config.taught(stage))
+        last = max(i for i, p in enumerate(runs) if p in taught)
+        below, history = None, []
+        for i, p in enumerate(runs[: last + 1]):
+            if p not in taught:
+                with self.fabric.autocast(), torch.set_grad_enabled(not plan.is_frozen(step)):
+                    below = self.model.run_level(p, *pairs[p], below)
+                continue
+            window = None
+            if plan.window and p == self.config.network.levels - 1:
+                window = draw_window(batch.fixed.shape[2:], plan.window, generator)
+            with self.fabric.autocast():
+                losses, out = objective(*pairs[p], p, below, window, shares[p])
+            self._update(optimizer, losses["loss"])
+            history.append({name: float(value.detach()) for name, value in losses.items()})
+            if i < last:
+                below = self._go_on(p, pairs[p], below, None if window else out)
+        return {name: statistics.fmean(row[name] for row in history) for name in history[0]}
+
+    def _update(self, optimizer: Any, loss: Tensor) -> None:
+        """Move the weights by one gradient."""
         optimizer.zero_grad()
-        self.fabric.backward(losses["loss"])
-        self.fabric.clip_gradients(objective, optimizer, max_norm=1.0)
+        self.fabric.backward(loss)
+        torch.nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], 1.0)
         optimizer.step()
-        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _go_on(self, p: int, pair: Any, below: LevelOutput | None, out: LevelOutput | None) -> LevelOutput:
+        """Return where the registration stands behind a run, over the whole grid and without its graph."""
+        if out is None:
+            with self.fabric.autocast(), torch.no_grad():
+                return self.model.run_level(p, *pair, below)
+        return LevelOutput(*(x.detach() if isinstance(x, Tensor) else x for x in out))
 
     def _learning_rate(self, step: int, steps: int) -> float:
         rate = self.config.optimization.learning_rate
         if self.config.optimization.schedule == "constant":
             return rate
-        warm = min(1.0, (step + 1) / WARM_UP)
+        warm = min(1.0, (step + 1) / (WARM_UP * steps))
         return rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
     def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:

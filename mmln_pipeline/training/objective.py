@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmln_pipeline.fields import Window, crop, downsample, resize_field, warp
 from mmln_pipeline.labels import structures28
@@ -14,9 +13,12 @@ from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, s
 from mmln_pipeline.network import MMLN, LevelOutput
 from mmln_pipeline.training.config import TrainConfig
 
+_LABEL_MARGIN = 24
+"""Voxels round a window from which labels may move into it."""
 
-class RunObjective(nn.Module):
-    """Compute the loss of one run of a level; a module, so that a wrapper for precision can hold it.
+
+class RunObjective:
+    """Compute the loss of one run of a level.
 
     Parameters
     ----------
@@ -25,67 +27,100 @@ class RunObjective(nn.Module):
     """
 
     def __init__(self, model: MMLN, config: TrainConfig) -> None:
-        super().__init__()
         self.model = model
         self.config = config
-        self.structures = tuple(torch.tensor(numbers) for numbers in structures28().values())
+        groups = structures28().values()
+        self.n_structures = len(groups)
+        self.structure_of = torch.zeros(1 + max(max(numbers) for numbers in groups), dtype=torch.uint8)
+        for index, numbers in enumerate(groups, 1):
+            self.structure_of[list(numbers)] = index
 
-    def forward(
+    def __call__(
         self,
         fixed: Tensor,
         moving: Tensor,
         level: int,
-        before: Sequence[int] = (),
-        frozen: bool = False,
+        below: LevelOutput | None = None,
         window: Window | None = None,
-        labels: tuple[Tensor, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the loss of a level's run, and its parts.
+        shares: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[dict[str, Tensor], LevelOutput]:
+        """Run a level and return its loss in parts.
 
         Parameters
         ----------
         fixed, moving : Tensor, shape (B, 1, I, J, K)
-            Full-size pair in [0, 1].
+            The pair at the level's size, in [0, 1].
         level : int
             From 0 (coarsest).
-        before : sequence of int
-            Levels of the runs before it.
-        frozen : bool, default=False
-            Keep the runs before it as they are.
+        below : LevelOutput, optional
+            The run before; none for the first.
         window : tuple of 3 slices, optional
             Sub-volume of the finest level's grid to train on instead of the whole.
-        labels : tuple of 2 Tensor, each of shape (B, 1, I, J, K), optional
-            Label images of the pair.
+        shares : tuple of 2 Tensor, optional
+            What :meth:`shares` makes of the pair's labels.
 
         Returns
         -------
-        dict of str to Tensor
+        losses : dict of str to Tensor
             ``loss``, ``similarity``, ``smoothness``, ``branch``, ``dice``; scalars.
+        out : LevelOutput
+            On the window when there is one.
         """
-        pairs = self.model.pyramid(fixed, moving)
-        below = None
-        with torch.no_grad() if frozen else nullcontext():
-            for p in before:
-                below = self.model.run_level(p, *pairs[p], below)
-        f, m = pairs[level]
-        out = self.model.run_level(level, f, m, below, window)
+        out = self.model.run_level(level, fixed, moving, below, window)
         adds = self.model.config.combine == "add"  # then V_p is what is integrated, else each residual is
-        smoothness = smoothness_loss(out.velocity if adds else out.residual)
         parts = {
-            "similarity": self._similarity(f, m, out.displacement, window),
-            "smoothness": smoothness,
-            "branch": self._branch(level, f, m, out, below),
-            "dice": self._dice(labels, level, out.displacement, window),
+            "similarity": self._similarity(fixed, moving, out.displacement, window),
+            "smoothness": smoothness_loss(out.velocity if adds else out.residual),
+            "branch": self._branch(level, fixed, moving, out, below),
+            "dice": self._dice(shares, out.displacement, window),
         }
         loss = level_loss(
             level + 1,
             self.model.config.levels,
             parts["similarity"],
-            smoothness,
+            parts["smoothness"],
             self.config.smoothing(level),
             parts["branch"] + parts["dice"],
         )
-        return {"loss": loss, **parts}
+        return {"loss": loss, **parts}, out
+
+    def shares(self, labels: tuple[Tensor, Tensor] | None, level: int) -> tuple[Tensor, Tensor] | None:
+        """Prepare a pair's labels for the Dice loss of a level.
+
+        Parameters
+        ----------
+        labels : tuple of 2 Tensor, each of shape (B, 1, I, J, K), or None
+            Label images of the full-size pair.
+        level : int
+            From 0 (coarsest).
+
+        Returns
+        -------
+        tuple of 2 Tensor, or None
+            Share of each structure in every voxel of the level's grid, shape (B, structures, i, j, k); at the finest
+            level the structure's number alone, shape (B, 1, I, J, K), from 1. None when nothing is to be compared.
+        """
+        if labels is None or self.config.loss.dice == 0:
+            return None
+        fixed, moving = (self.structure_of.to(image.device)[image.long()] for image in labels)
+        halvings = self.model.config.levels - 1 - level
+        if halvings == 0:
+            return fixed, moving
+        return self._pool(fixed, halvings), self._pool(moving, halvings)
+
+    def _pool(self, structures: Tensor, halvings: int) -> Tensor:
+        """Return each structure's share on a coarser grid, one structure after the other to save memory."""
+        pooled = []
+        for index in range(1, self.n_structures + 1):
+            share = (structures == index).float()
+            for _ in range(halvings):
+                share = downsample(share)
+            pooled.append(share)
+        return torch.cat(pooled, 1)
+
+    def _one_hot(self, structures: Tensor) -> Tensor:
+        numbers = torch.arange(1, self.n_structures + 1, device=structures.device, dtype=structures.dtype)
+        return (structures == numbers.view(1, -1, 1, 1, 1)).float()
 
     def _moved(self, moving: Tensor, displacement: Tensor, window: Window | None) -> Tensor:
         """Return the moving image, or any image on its grid, seen through a field that may be coarser."""
@@ -98,26 +133,22 @@ class RunObjective(nn.Module):
         loss = self.config.loss
         return similarity_loss(crop(fixed, window) if window else fixed, moved, loss.similarity, loss.window)
 
-    def _dice(
-        self, labels: tuple[Tensor, Tensor] | None, level: int, displacement: Tensor, window: Window | None
-    ) -> Tensor:
-        """Return the weighted Dice loss on the level's grid; 0 without labels."""
-        weight = self.config.loss.dice
-        if weight == 0 or labels is None:
+    def _dice(self, shares: tuple[Tensor, Tensor] | None, displacement: Tensor, window: Window | None) -> Tensor:
+        """Return the weighted Dice loss; 0 without labels."""
+        if shares is None:
             return torch.zeros((), device=displacement.device)
-        fixed, moving = (self._one_hot(image, level) for image in labels)
-        moved = self._moved(moving, displacement, window)
-        return weight * soft_dice_loss(crop(fixed, window) if window else fixed, moved)
-
-    def _one_hot(self, labels: Tensor, level: int) -> Tensor:
-        """Return the share of each structure in every voxel of a level's grid, shape (B, structures, i, j, k)."""
-        shares = []
-        for numbers in self.structures:
-            share = torch.isin(labels, numbers.to(labels.device)).float()
-            for _ in range(self.model.config.levels - 1 - level):
-                share = downsample(share)
-            shares.append(share)
-        return torch.cat(shares, 1)
+        fixed, moving = shares
+        own = window or tuple(slice(0, n) for n in fixed.shape[2:])
+        around = tuple(
+            slice(max(0, s.start - _LABEL_MARGIN), min(n, s.stop + _LABEL_MARGIN))
+            for s, n in zip(own, moving.shape[2:], strict=True)
+        )
+        fixed, moving = crop(fixed, own), crop(moving, around)
+        if fixed.shape[1] == 1:
+            fixed, moving = self._one_hot(fixed), self._one_hot(moving)
+        step = resize_field(displacement, fixed.shape[2:])
+        moved = warp(moving, step, origin=[a.start - b.start for a, b in zip(own, around, strict=True)])
+        return self.config.loss.dice * soft_dice_loss(fixed, moved)
 
     def _branch(self, level: int, fixed: Tensor, moving: Tensor, out: LevelOutput, below: LevelOutput | None) -> Tensor:
         """Return the weighted similarity of the slice branch (levels 1, 2) or the core branch (finest level)."""
