@@ -38,7 +38,7 @@ def global_correlation_loss(fixed: Tensor, moved: Tensor) -> Tensor:
     return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-6)).mean()
 
 
-def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7) -> Tensor:
+def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7, weight: Tensor | None = None) -> Tensor:
     """Return the squared correlation coefficient inside cubic windows.
 
     Parameters
@@ -47,6 +47,8 @@ def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7) -> Tensor:
         Images in [0, 1].
     window : int, default=7
         Edge of the window in voxels, odd.
+    weight : Tensor, shape (B, 1, I, J, K), optional
+        What each voxel counts within a window; all ones by default.
 
     Returns
     -------
@@ -56,10 +58,15 @@ def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7) -> Tensor:
     """
     a, b = fixed.float(), moved.float()
     moments = torch.cat([a, b, a * a, b * b, a * b], dim=1)
+    if weight is not None:
+        moments = torch.cat([moments * weight, weight], dim=1)
     stride = _stride(window)
     if stride > 1:
         moments = _pool(moments, stride)
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = _box(moments, window // stride).split(1, dim=1)
+    moments = _box(moments, window // stride)
+    if weight is not None:
+        moments = moments[:, :-1] / moments[:, -1:].clamp(min=1e-4)
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = moments.split(1, dim=1)
     var_a = (mean_aa - mean_a * mean_a).clamp(min=0)
     var_b = (mean_bb - mean_b * mean_b).clamp(min=0)
     covariance = mean_ab - mean_a * mean_b
@@ -78,14 +85,15 @@ def local_correlation_loss(
     window : int or sequence of int, default=7
         Edge of the window in voxels, odd; of several windows, the mean counts.
     weight : Tensor, shape (B, 1, I, J, K), optional
-        What each voxel counts, 0 where a lesion or an edit must not steer; all ones by default.
+        What each voxel counts, as a window's centre and within windows: 0 where a lesion must not steer; all ones by
+        default.
 
     Returns
     -------
     Tensor, scalar
     """
     windows = (window,) if isinstance(window, int) else tuple(window)
-    return torch.stack([1 - _mean(local_correlation(fixed, moved, w), weight, _stride(w)) for w in windows]).mean()
+    return torch.stack([1 - _mean(local_correlation(fixed, moved, w, weight), weight, _stride(w)) for w in windows]).mean()
 
 
 def _mean(score: Tensor, weight: Tensor | None, stride: int) -> Tensor:

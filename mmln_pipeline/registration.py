@@ -209,16 +209,14 @@ def _brain_on_grid(
 def _trusted(
     pair: Pair, network: _NetworkInput, matrix: NDArray[np.float64], velocities: Sequence[torch.Tensor]
 ) -> torch.Tensor | None:
-    """Return what each fixed voxel counts in the refinement: 0 where its smallest window meets the lesion."""
+    """Return what each fixed voxel counts in the refinement: 0 where the lesion comes to lie."""
     if pair.moving_lesion is None:
         return None
     marked = new_image((np.asarray(pair.moving_lesion.dataobj) != 0).astype(np.float32), pair.moving_lesion)
     lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
     with torch.no_grad():
         warp = fields.integrate(velocities, network.grid.shape)
-        moved = fields.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp)
-        reach = min(refinement.WINDOWS)  # without the larger ones too, little would be left to go by
-        return (torch.nn.functional.max_pool3d(moved, reach, stride=1, padding=reach // 2) < 0.5).float()
+        return (fields.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp) < 0.5).float()
 
 
 def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], options: Options) -> _Warp:

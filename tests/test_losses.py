@@ -76,6 +76,21 @@ def test_local_correlation_is_calm_on_flat_background(level):
     assert torch.isfinite(flat.grad).all()
 
 
+@pytest.mark.parametrize("window", [3, 9])
+def test_what_has_no_weight_enters_no_window(window):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(2, 1, 1, *SHAPE, generator=generator)
+    weight = torch.ones(1, 1, *SHAPE)
+    lesion = (..., slice(2, 5), slice(3, 6), slice(1, 4))
+    weight[lesion] = 0
+    changed = b.clone()
+    changed[lesion] = 1 - changed[lesion]
+    torch.testing.assert_close(
+        local_correlation_loss(a, b, window, weight), local_correlation_loss(a, changed, window, weight)
+    )
+    assert not torch.isclose(local_correlation_loss(a, b, window), local_correlation_loss(a, changed, window))
+
+
 def test_local_weight_leaves_voxels_out():
     a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
     b[..., :3] = a[..., :3]
