@@ -224,16 +224,16 @@ def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], options: Options) -> 
     if options.topology == "off":
         forward, backward = (displacement.cpu() for displacement in maps)
         return _Warp(forward, backward, None, {"mode": "off"})
-    forward, backward = (topology.enforce(displacement) for displacement in maps)
-    if not forward.reached:
+    repair, inverse = (topology.enforce(displacement) for displacement in maps)
+    if not repair.reached:
         raise TopologyError(
-            f"The warp still folds after {forward.rounds} rounds of repair (NDV {forward.ndv_percent:.2g}% of "
-            f"the grid, smallest Jacobian determinant {forward.min_jacobian:.2g}), so nothing was written; check "
+            f"The warp still folds after {repair.rounds} rounds of repair (NDV {repair.ndv_percent:.2g}% of "
+            f"the grid, smallest Jacobian determinant {repair.min_jacobian:.2g}), so nothing was written; check "
             "that both images show a whole brain in the right orientation, or accept folds with --topology off."
         )
-    certificate = {"mode": "strict"} | forward.certificate()
-    certificate |= {f"inverse_{name}": value for name, value in backward.certificate().items()}
-    return _Warp(forward.displacement.cpu(), backward.displacement.cpu(), forward.ndv.cpu(), certificate)
+    certificate = {"mode": "strict"} | repair.certificate()
+    certificate |= {f"inverse_{name}": value for name, value in inverse.certificate().items()}
+    return _Warp(repair.displacement.cpu(), inverse.displacement.cpu(), repair.ndv.cpu(), certificate)
 
 
 def _resample(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class Repair:
     min_jacobian_before: float
     min_jacobian: float
 
-    def certificate(self) -> dict[str, float]:
+    def certificate(self) -> dict[str, Any]:
         """Return the facts without the fields."""
         return {name: value for name, value in vars(self).items() if not isinstance(value, Tensor)}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmln_pipeline.fields import integrate
-from mmln_pipeline.network import MMLN, NetworkConfig, fold, splice, to_slices
+from mmln_pipeline.network import MMLN, NetworkConfig, fold, mirror_field, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
 from mmln_pipeline.training.objective import RunObjective, central_window
 
@@ -167,19 +167,21 @@ def grown(model):
 
 @pytest.mark.parametrize("combine", ["compose", "add"])
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_the_objective_trains_its_level_and_freezes_the_runs_before(pair, level, combine):
+def test_the_objective_trains_its_level_and_whatever_gave_it_its_start(pair, level, combine):
     model = tiny(combine)
     stages = (StageConfig(levels=(1,), steps=1),)
     objective = RunObjective(
         model, TrainConfig("tiny", network=model.config, loss=LossConfig(core=(8, 12, 12)), stages=stages)
     )
-    losses = objective(*pair, level, range(level), frozen=True)
-    losses["loss"].backward()
-    assert grown(model) == {str(level)}
-    assert losses["branch"] > 0 and losses["dice"] == 0
-    model.zero_grad()
-    objective(*pair, level, range(level), frozen=False)["loss"].backward()
-    assert grown(model) == {str(p) for p in range(level + 1)}
+    pairs = model.pyramid(*pair)
+    for frozen in (True, False):
+        model.zero_grad()
+        with torch.set_grad_enabled(not frozen):
+            below = model.run(*pair, levels=level)[-1] if level else None
+        losses, _ = objective(*pairs[level], level, below)
+        losses["loss"].backward()
+        assert grown(model) == ({str(level)} if frozen else {str(p) for p in range(level + 1)})
+        assert losses["branch"] > 0 and losses["dice"] == 0
 
 
 @pytest.mark.parametrize("finest_field", ["full", "half"])
@@ -194,14 +196,26 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
     )
     labels = torch.zeros(1, 1, *SHAPE, dtype=torch.int16)
     labels[..., 4:12, 4:12, 4:12] = 47
-    runs = model.schedule()
-    window = tuple(slice(2, n - 2) for n in SHAPE) if runs[run] == 2 else None
-    losses = RunObjective(model, config)(
-        *pair, runs[run], runs[:run], frozen=True, window=window, labels=(labels, labels.roll(1, 2))
-    )
+    level, pairs = CYCLE[run] - 1, model.pyramid(*pair)
+    window = tuple(slice(2, n - 2) for n in SHAPE) if level == 2 else None
+    below = None
+    with torch.no_grad():
+        for p in model.schedule()[:run]:
+            below = model.run_level(p, *pairs[p], below)
+    objective = RunObjective(model, config)
+    losses, _ = objective(*pairs[level], level, below, window, objective.shares((labels, labels.roll(1, 2)), level))
     losses["loss"].backward()
-    assert grown(model) == {str(runs[run])}
+    assert grown(model) == {str(level)}
     assert 0 < losses["dice"] < 1
+
+
+@pytest.mark.parametrize("finest_field", ["full", "half"])
+def test_a_mirrored_pair_gets_the_mirrored_answer(pair, finest_field):
+    model = tiny(schedule=CYCLE, finest_field=finest_field, mirror=True)
+    with torch.no_grad():
+        plain, mirrored = model(*pair), model(*(image.flip(2) for image in pair))
+    for one, other in zip(plain, mirrored, strict=True):
+        torch.testing.assert_close(mirror_field(other), one, atol=1e-5, rtol=0)
 
 
 def test_configuration_names_what_it_knows():

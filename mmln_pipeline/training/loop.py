@@ -147,7 +147,7 @@ class Trainer:
         plan = self.config.stages[stage]
         objective = RunObjective(self.model, self.config)
         parameters = [p for q in self._reached(plan) for p in self._level_parameters(q)]
-        optimizer = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
+        optimizer: Any = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
         optimizer = self.fabric.setup_optimizers(optimizer)
         averaged = AveragedModel(self.model, avg_fn=self._average)
         if stored is not None:
@@ -196,7 +196,8 @@ class Trainer:
         pairs = self.model.pyramid(batch.fixed, batch.moving)
         runs = self.model.schedule(self.config.taught(stage))
         last = max(i for i, p in enumerate(runs) if p in taught)
-        below, history = None, []
+        below: LevelOutput | None = None
+        history = []
         for i, p in enumerate(runs[: last + 1]):
             if p not in taught:
                 with self.fabric.autocast(), torch.set_grad_enabled(not plan.is_frozen(step)):
@@ -209,8 +210,10 @@ class Trainer:
                 losses, out = objective(*pairs[p], p, below, window, shares[p])
             self._update(optimizer, losses["loss"])
             history.append({name: float(value.detach()) for name, value in losses.items()})
-            if i < last:
-                below = self._go_on(p, pairs[p], below, None if window else out)
+            if window and i < last:  # the next run wants the whole grid
+                with self.fabric.autocast(), torch.no_grad():
+                    out = self.model.run_level(p, *pairs[p], below)
+            below = out.detach()
         return {name: statistics.fmean(row[name] for row in history) for name in history[0]}
 
     def _update(self, optimizer: Any, loss: Tensor) -> None:
@@ -219,13 +222,6 @@ class Trainer:
         self.fabric.backward(loss)
         torch.nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], 1.0)
         optimizer.step()
-
-    def _go_on(self, p: int, pair: Any, below: LevelOutput | None, out: LevelOutput | None) -> LevelOutput:
-        """Return where the registration stands behind a run, over the whole grid and without its graph."""
-        if out is None:
-            with self.fabric.autocast(), torch.no_grad():
-                return self.model.run_level(p, *pair, below)
-        return LevelOutput(*(x.detach() if isinstance(x, Tensor) else x for x in out))
 
     def _learning_rate(self, step: int, steps: int) -> float:
         rate = self.config.optimization.learning_rate
