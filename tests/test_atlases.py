@@ -105,6 +105,8 @@ def test_labels_reach_the_scan_and_are_fused(several, place):
     record = json.loads((out / "sub-02/anat/sub-02_run-1_space-T1w_seg-fused_qc.json").read_text())
     assert record["dice_per_label"] == pytest.approx(scores) and record["dice"] > 0.7
     assert record["atlases"] == ["A", "B"] and set(record["tc_per_label"]) == {"4", "9"}
+    section = (out / "sub-02.html").read_text().partition('id="fused-labels"')[2].partition("</section>")[0]
+    assert f"<td>{record['dice']:.3f}</td>" in section and "<td>A, B</td>" in section
 
 
 def test_scores_of_each_atlas(several):

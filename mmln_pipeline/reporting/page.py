@@ -17,7 +17,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.files import write_text
 from mmln_pipeline.reporting import scores
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, scan_ranges
-from mmln_pipeline.reporting.record import done_rows, machine_rows, read_records
+from mmln_pipeline.reporting.record import FUSED_ENDING, done_rows, machine_rows, read_records
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "templates" / "report.html"
@@ -107,6 +107,8 @@ def write_subject_report(
         head = _with_space(stem, content)
         fragments[f"{head}_desc-done_T1w"] = _macros().pairs(done_rows(content))
         fragments[f"{head}_desc-scores_T1w"] = _scores(stem, content, group)
+    for stem, content in read_records(output_dir, label, FUSED_ENDING).items():
+        fragments[f"{stem}_desc-fused_T1w"] = _fused(content)
     if citation:
         fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(_render_markdown(citation))
     fragments[f"sub-{label}_desc-errors_T1w"] = _macros().errors(failures)
@@ -208,7 +210,6 @@ def _summary(
         if found:
             facts[name] = ", ".join(found)
     software = dict.fromkeys(str(content.get("version", __version__)) for content in qc.values())
-    software = dict.fromkeys(str(content.get("version", __version__)) for content in qc.values())
     facts["Software"] = "mmln-pipeline " + (", ".join(software) or __version__)
     facts |= {str(name): str(value) for name, value in extra.items()}
     verdicts = [{"name": stem, **content["qc"]} for stem, content in sorted(qc.items()) if content.get("qc")]
@@ -224,6 +225,14 @@ def _scores(stem: str, qc: Mapping[str, Any], group: Mapping[str, Mapping[str, A
     rows = scores.score_rows(qc, scan_ranges(table, stem))
     columns, labels = scores.label_rows(qc)
     return _macros().scores(rows, len(table.rows), labels, columns, scores.second_rows(qc), scores.other_rows(qc))
+
+
+def _fused(record: Mapping[str, Any]) -> str:
+    """Render the scores of fused labels."""
+    atlases = [("Atlases", ", ".join(record.get("atlases") or []))]
+    rows = [(row["name"], row["after"]) for row in scores.score_rows(record)]
+    columns, labels = scores.label_rows(record)
+    return _macros().fused(atlases + rows, labels, columns)
 
 
 def _render_markdown(text: str) -> Markup:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmln_pipeline.atlases import FUSED
 from mmln_pipeline.qc import is_number
 from mmln_pipeline.reporting.scores import write_number
 
 Record = Mapping[str, Any]
 
 QC_ENDING = "_desc-registration_qc.json"
+FUSED_ENDING = f"_space-T1w_seg-{FUSED}_qc.json"
 ALIGNMENTS = {
     "affine": "12 parameters, by mutual information",
     "rigid": "6 parameters, by mutual information",
@@ -20,7 +22,7 @@ ALIGNMENTS = {
 }
 
 
-def read_records(output_dir: Path, subject: str = "*") -> dict[str, dict[str, Any]]:
+def read_records(output_dir: Path, subject: str = "*", ending: str = QC_ENDING) -> dict[str, dict[str, Any]]:
     """Read the records of scores in a dataset; those that cannot be read are left out.
 
     Parameters
@@ -29,6 +31,8 @@ def read_records(output_dir: Path, subject: str = "*") -> dict[str, dict[str, An
         The derivatives dataset.
     subject : str, default="*"
         Label of one subject; all by default.
+    ending : str, default="_desc-registration_qc.json"
+        How the files' names end: registrations, or `FUSED_ENDING`, labels of several atlases.
 
     Returns
     -------
@@ -36,13 +40,13 @@ def read_records(output_dir: Path, subject: str = "*") -> dict[str, dict[str, An
         Scores by the entities that their file names begin with, such as ``sub-01_ses-02``; sorted.
     """
     records = {}
-    for path in sorted(output_dir.glob(f"sub-{subject}/**/anat/*{QC_ENDING}")):
+    for path in sorted(output_dir.glob(f"sub-{subject}/**/anat/*{ending}")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(content, dict):
-            records[path.name.removesuffix(QC_ENDING)] = content
+            records[path.name.removesuffix(ending)] = content
     return records
 
 
