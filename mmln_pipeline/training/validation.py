@@ -8,7 +8,7 @@ import torch
 
 from mmln_pipeline.fields import jacobian_determinant, resize_field, warp
 from mmln_pipeline.labels import structures28
-from mmln_pipeline.metrics import dice, folding_percent, sdlogj
+from mmln_pipeline.metrics import dice, folding_percent, label_mean, sdlogj, tc
 from mmln_pipeline.network import MMLN
 from mmln_pipeline.training.data import Volume, validation_pairs
 
@@ -28,7 +28,7 @@ def validate(model: MMLN, volumes: list[Volume], levels: int) -> dict[str, float
     Returns
     -------
     dict of str to float
-        Means over pairs: ``dice`` (28 structures), ``folding_percent_brain``, ``sdlogj``.
+        Means over pairs: ``dice`` (28 structures), ``folding_percent_brain``, ``sdlogj``, ``tc``.
     """
     table = structures28()
     rows = []
@@ -39,7 +39,8 @@ def validate(model: MMLN, volumes: list[Volume], levels: int) -> dict[str, float
         moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().short().cpu().numpy()
         jacobian = jacobian_determinant(displacement)[0].cpu().numpy()
         brain = (fixed.image[0] > 0).cpu().numpy()
-        overlap = dice(fixed.labels[0].cpu().numpy(), moved, table)
-        rows.append((statistics.fmean(overlap.values()), folding_percent(jacobian, brain), sdlogj(jacobian, brain)))
-    names = ("dice", "folding_percent_brain", "sdlogj")
+        overlap = label_mean(dice(fixed.labels[0].cpu().numpy(), moved, table))
+        volume = label_mean(tc(moving.labels[0].cpu().numpy(), moved, table))
+        rows.append((overlap, folding_percent(jacobian, brain), sdlogj(jacobian, brain), volume))
+    names = ("dice", "folding_percent_brain", "sdlogj", "tc")
     return {name: statistics.fmean(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}

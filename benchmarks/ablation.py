@@ -1,0 +1,113 @@
+"""Train and score variants of a small recipe that differ in one thing each: what every part of the method brings.
+
+A run that has finished is not repeated, and one that was stopped goes on. Every run's configuration, log, weights and
+card stay in the folder of runs; the tables say what each variant reached on the validation pairs.
+
+Example: python benchmarks/ablation.py configs/ablation.toml --runs runs/ablation --output benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tomli_w
+import torch
+
+from mmln_pipeline.devices import autocast, resolve_device
+from mmln_pipeline.files import write_text
+from mmln_pipeline.network import MMLN
+from mmln_pipeline.training import train
+from mmln_pipeline.training.data import Volume, load_pack, validation_pairs
+from mmln_pipeline.training.validation import validate
+from mmln_pipeline.weights import load_model
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def list_runs(plan: dict[str, Any], root: Path) -> list[tuple[str, int, dict[str, Any]]]:
+    """Return each variant's name, seed and configuration, the base first; paths become absolute."""
+    plan["base"]["data"]["pack"] = str((root / plan["base"]["data"]["pack"]).resolve())
+    variants = {"base": {}, **plan["variants"]}
+    return [
+        (name, seed, merge(plan["base"], changes) | {"seed": seed})
+        for seed in plan["seeds"]
+        for name, changes in variants.items()
+    ]
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with some values of its tables replaced.
+
+    Examples
+    --------
+    >>> merge({"name": "a", "loss": {"theta": 0, "beta": 1}}, {"loss": {"theta": 2}})
+    {'name': 'a', 'loss': {'theta': 2, 'beta': 1}}
+    """
+    return base | {key: (base.get(key, {}) | value) for key, value in changes.items()}
+
+
+def folder_name(name: str, seed: int) -> str:
+    """Return a run's folder.
+
+    Examples
+    --------
+    >>> folder_name("added velocities (paper)", 2)
+    'added-velocities-paper-2'
+    """
+    return "-".join(["".join(c for c in word if c.isalnum()) for word in name.split()] + [str(seed)])
+
+
+@torch.no_grad()
+def measure_seconds(model: MMLN, volumes: list[Volume], levels: int) -> float:
+    """Return how long the network takes for one pair, without the levels never taught; the first pair warms up."""
+    seconds = []
+    for pair in validation_pairs(volumes):
+        images = [volume.image[None].float() / 255 for volume in pair]
+        begin = time.perf_counter()
+        model.run(images[0], images[1], levels)
+        seconds.append(time.perf_counter() - begin)
+    return seconds[-1]
+
+
+def main() -> None:
+    """Run the ablation from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path, help="TOML file: seeds, [base] and [variants.NAME] with what they change")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the trained runs")
+    parser.add_argument("--output", type=Path, required=True, help="folder of ablation{.tsv,.md}")
+    options = parser.parse_args()
+    plan = tomllib.loads(options.plan.read_text())
+    rows = []
+    for name, seed, config in list_runs(plan, options.plan.parent):
+        run = options.runs / folder_name(name, seed)
+        write_text(run / "config.toml", tomli_w.dumps(config))
+        model, card = load_model(train(run / "config.toml", device="cpu"))
+        volumes = load_pack(Path(config["data"]["pack"]), "validation", resolve_device("cpu"))
+        levels = max(level for stage in config["stages"] for level in stage["levels"])
+        hours = sum(card["training"]["hours"].values())
+        with autocast(torch.device("cpu")):
+            scores = validate(model, volumes, levels) | {"seconds": measure_seconds(model, volumes, levels)}
+        rows.append({"variant": name, "seed": seed, **scores, "training_minutes": 60 * hours})
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    frame = pd.DataFrame(rows)
+    write_text(options.output / "ablation.tsv", frame.to_csv(sep="\t", index=False, float_format="%.5f"))
+    means = frame.drop(columns="seed").groupby("variant", sort=False).mean()
+    spread = frame.groupby("variant", sort=False)["dice"].agg(lambda values: values.max() - values.min())
+    means.insert(1, "dice_range", spread)
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+    note = f"Means over the validation pairs and seeds {plan['seeds']}; dice_range: between the seeds. {machine}.\n"
+    write_text(options.output / "ablation.md", means.to_markdown(floatfmt=".4f") + f"\n\n{note}")
+    print(means.to_markdown(floatfmt=".4f"))
+
+
+if __name__ == "__main__":
+    main()
