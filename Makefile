@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all coverage lint format train-pack clean
+.PHONY: help install demo test test-all coverage docs lint format train-pack clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,10 @@ test-all: install  ## run every test, the slow ones included
 coverage: install  ## run the tests and say which lines they reach
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
 
+docs: install  ## build the documentation without network; warnings are errors
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 # The layer contracts are checked on a built copy, where `workflows` and `bids_app` stand inside the package.
 lint: install  ## check style, types of the core and the layers of imports
 	$(BIN)/ruff check .
@@ -60,4 +64,4 @@ train-pack: install  ## preprocess the training volumes that CONFIG names
 	$(BIN)/python -m mmln_pipeline.training.pack $(CONFIG)
 
 clean:  ## remove what the other targets made, except the demo's results
-	rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist docs/_build *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache

@@ -39,6 +39,7 @@ TEST = [
     "pytest-cov>=5",
     "setuptools>=70.1",
 ]
+DOCS = ["furo>=2025.7", "myst-parser>=4", "pygraphviz>=2", "sphinx>=8", "sphinx-argparse-cli>=1.19"]
 
 setup(
     name="mmln-pipeline",
@@ -95,7 +96,8 @@ setup(
     ],
     extras_require={
         "test": TEST,
-        "dev": [*TEST, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6", "tabulate>=0.9"],
+        "docs": DOCS,
+        "dev": [*TEST, *DOCS, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6", "tabulate>=0.9"],
     },
     entry_points={
         "console_scripts": [

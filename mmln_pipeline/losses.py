@@ -93,7 +93,9 @@ def local_correlation_loss(
     Tensor, scalar
     """
     windows = (window,) if isinstance(window, int) else tuple(window)
-    return torch.stack([1 - _mean(local_correlation(fixed, moved, w, weight), weight, _stride(w)) for w in windows]).mean()
+    return torch.stack(
+        [1 - _mean(local_correlation(fixed, moved, w, weight), weight, _stride(w)) for w in windows]
+    ).mean()
 
 
 def _mean(score: Tensor, weight: Tensor | None, stride: int) -> Tensor:

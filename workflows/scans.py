@@ -40,7 +40,7 @@ class Scan:
 
     @property
     def images(self) -> tuple["Scan", ...]:
-        """Return the scans behind the result, each with one image: this one, and the others.
+        """Return the scans behind the result, each with one image (this one, and the others).
 
         Examples
         --------

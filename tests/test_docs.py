@@ -1,0 +1,254 @@
+"""The documentation: tutorial and examples run as they stand, and no option, file, score or public name is left out."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import pytest
+from nibabel.affines import from_matvec
+from scipy.spatial.transform import Rotation
+from tiny_bids import SHAPE, committed_files, make_brain
+
+import mmln_pipeline
+from mmln_pipeline import cli, demo, interfaces, templates, volumes, workflows
+from mmln_pipeline.bids_app import checks, filters, parser
+from mmln_pipeline.bids_app.config import read_toml
+from mmln_pipeline.bids_app.run import main as run_bids_app
+from mmln_pipeline.cli.parser import build_parser as build_cli_parser
+from mmln_pipeline.result import OUTPUTS
+from mmln_pipeline.transforms import DisplacementField, Transform
+from mmln_pipeline.workflows import Scan, outputs
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+# Options of Apptainer, Docker, pip and SLURM that the pages mention.
+FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
+FOREIGN |= {"--cpus-per-task", "--time"}
+
+
+def find_blocks(page, *languages):
+    """Return the language and the text of each code block of a page."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+    return [(language, text) for language, text in found if language in languages]
+
+
+def ants_apply_transforms(arguments):
+    """ANTs' own program, from the library that antspyx brings."""
+    from ants.internal import get_lib_fn
+
+    return get_lib_fn("antsApplyTransforms")(arguments)
+
+
+PROGRAMS = {"mmln-bids": run_bids_app, "mmln": cli.main, "antsApplyTransforms": ants_apply_transforms}
+
+
+def run_block(language, text, names):
+    """Run a block in this process, Python with the names of the blocks before it; return what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        if language == "python":
+            exec(compile(text, "<page>", "exec"), names)
+            return out.getvalue()
+        for line in text.replace("\\\n", " ").splitlines():
+            program, *arguments = shlex.split(line)
+            assert PROGRAMS[program](arguments) == 0, line
+    return out.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------ tutorial
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """Folder, names and what each block printed, of the whole tutorial with a template of the size of a walnut."""
+    folder, names = tmp_path_factory.mktemp("tutorial"), {}
+    brain = make_brain()
+    shares = [np.clip(brain.get_fdata() / 600 - shift, 0, 1).astype(np.float32) for shift in (0.0, 0.4)]
+    images = brain, *(nb.Nifti1Image(share, brain.affine) for share in shares)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(volumes, "GRID_SHAPE", SHAPE)
+        for name, image in zip(("template", "gm_template", "wm_template"), images, strict=True):
+            patch.setattr(templates.datasets, f"load_mni152_{name}", lambda resolution, image=image: image)
+        patch.setattr(demo, "make_truth", partial(demo.make_truth, spacing=1, smoothness=8.0, size=1.0))
+        patch.setattr(parser, "_available_processors", lambda: 1)
+        said = [run_block(*block, names) for block in find_blocks("tutorial", "python", "bash")]
+    return folder, names, said
+
+
+def test_tutorial_runs(tutorial):
+    folder, names, said = tutorial
+    assert said[0] == "bids/sub-demo/anat/sub-demo_T1w.nii.gz\n"
+    assert said[1].startswith("Would register 1 images to MNI152NLin2009aSym") and "mask: none given" in said[1]
+    assert said[2].splitlines()[-1].startswith("1 of 1 images done:")
+    assert said[3].startswith("pass 0.0\n{'before':")
+    found, true = names["transform"].map_points(names["point"]), names["truth"].map_points(names["point"])
+    assert np.linalg.norm(found - true) < 2 < np.linalg.norm(true - names["point"])
+    for name in ("sub-demo.html", "group_registration.html", "group_registration.tsv"):
+        assert (folder / "derivatives" / name).is_file(), name
+    assert {path.name for path in (folder / "pair").iterdir()} == set(OUTPUTS.values()) - {"moved_dseg.nii.gz"}
+
+
+def test_labels_of_the_tutorial_are_those_of_the_run(tutorial):
+    own = nb.load(tutorial[0] / "tissue_in_T1w.nii.gz").get_fdata()
+    run = nb.load(tutorial[0] / "derivatives/sub-demo/anat/sub-demo_space-T1w_seg-tissue_dseg.nii.gz").get_fdata()
+    assert (own == run)[run > 0].mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------------------ examples
+
+
+def test_examples_of_conventions_agree(tmp_path, monkeypatch):
+    """ANTs, SimpleITK, nitransforms and this package: one image, and one point, from one file."""
+    monkeypatch.chdir(tmp_path)
+    brain = make_brain()
+    turn = Rotation.from_euler("xyz", (10, -6, 8), degrees=True).as_matrix() @ np.diag([-1.0, 1.1, 0.9])
+    t1w = nb.Nifti1Image(brain.get_fdata(dtype=np.float32)[1:, :, 2:], from_matvec(turn, (11.0, -13.0, -14.0)))
+    offsets = np.stack(np.meshgrid(*(np.sin(np.arange(n) / 5) for n in SHAPE), indexing="ij"), axis=-1)
+    xfm = Transform([DisplacementField(offsets, brain.affine), from_matvec(np.diag([1.03, 0.98, 1.0]), (1, -2, 0.5))])
+    back = Transform([np.linalg.inv(xfm.parts[1]), DisplacementField(-offsets, brain.affine)])
+    nb.save(t1w, "sub-01_T1w.nii.gz")
+    nb.save(brain, "template.nii.gz")
+    nb.save(nb.Nifti1Image((brain.get_fdata() > 300).astype(np.uint8), brain.affine), "atlas.nii.gz")
+    xfm.save("sub-01_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5")
+    back.save("sub-01_from-MNI152NLin2009aSym_to-T1w_mode-image_xfm.h5")
+    expected = xfm.resample(t1w, brain).get_fdata()
+
+    names, images = {}, 0
+    for block in find_blocks("conventions", "python", "bash"):
+        run_block(*block, names)
+        moved = Path("moved.nii.gz")
+        if moved.is_file():
+            np.testing.assert_allclose(nb.load(moved).get_fdata(), expected, atol=0.5, err_msg=block[1])
+            moved.unlink()
+            images += 1
+    assert images == 5 and expected.max() > 300
+    assert np.abs(nb.load("atlas_in_T1w.nii.gz").affine - t1w.affine).max() < 1e-4
+    np.testing.assert_allclose(names["points"], names["same_points"], atol=1e-3)
+    np.testing.assert_allclose(names["points"], xfm.map_points([[-24.0, -18.0, -16.0]]), atol=1e-3)
+
+
+def test_settings_on_the_pages_are_read(tmp_path):
+    ((_, text),) = find_blocks("usage", "json")
+    (tmp_path / "filter.json").write_text(text)
+    assert filters.read_filters(tmp_path / "filter.json").given == json.loads(text)
+    ((_, text),) = find_blocks("usage", "toml")
+    (tmp_path / "config.toml").write_text(text)
+    assert read_toml(tmp_path / "config.toml")["refine"] == 0
+    ((_, text),) = find_blocks("faq", "toml")
+    (tmp_path / "plugin.toml").write_text(text)
+    assert checks.read_plugin(tmp_path / "plugin.toml")["plugin_args"] == {"n_procs": 8, "memory_gb": 32}
+
+
+# ----------------------------------------------------------------------------------------- nothing left out
+
+
+def list_parsers():
+    """Each parser by its name: that of the app, of `mmln` and of its commands."""
+    command_line = build_cli_parser()
+    commands = next(action.choices for action in command_line._actions if isinstance(action.choices, dict))
+    return [parser.build_parser(), command_line, *commands.values()]
+
+
+def list_options(of):
+    return {name for action in of._actions for name in action.option_strings}
+
+
+def test_every_option_on_the_pages_exists():
+    known = set().union(*map(list_options, list_parsers())) | FOREIGN
+    found = {(page, name) for page, text in PAGES.items() for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
+    assert [(page, name) for page, name in sorted(found) if name not in known] == []
+
+
+def list_names(scan, several):
+    """Every file of an image, its figures and its group, as the page writes them."""
+    paths = [
+        *outputs.derivative_paths(scan, "TPL", "ATLAS", several=several).values(),
+        *outputs.figure_paths(scan, "TPL", "ATLAS").values(),
+        *outputs.fused_paths(scan, has_dseg=True).values(),
+        *outputs.group_paths("TPL").values(),
+        *(outputs.DESCRIPTION, outputs.BIDSIGNORE, outputs.CITATION, outputs.CONFIG, f"{outputs.CRASHES}/"),
+        *(outputs.RESOURCES, outputs.GROUP_TABLE, outputs.GROUP_REPORT),
+        *(outputs.report_name("X"), outputs.atlas_table_name("ATLAS")),
+    ]
+    return {re.sub(r"^sub-X/.*/sub-X(_run-\d+)?_", "..._", path) for path in paths}
+
+
+def test_every_output_is_on_the_page():
+    run = Scan("X", None, Path("sub-X_run-1_T1w.nii.gz"), dseg=Path("dseg.nii.gz"), lesion=Path("lesion.nii.gz"))
+    scan = Scan("X", None, run.t1w, run.mask, run.dseg, run.lesion, others=(run,))
+    names = list_names(scan, several=False) | list_names(scan, several=True)
+    text = PAGES["outputs"]
+    assert [name for name in sorted(names) if f"| `{name}` |" not in text] == []
+    told = {name for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) if re.search(r"\.\w+$", name)}
+    assert sorted(told - names - set(OUTPUTS.values())) == []
+    assert [name for name in OUTPUTS.values() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("run", ["participant", "averaged"])
+def test_every_file_of_a_run_is_on_the_page(run):
+    rows = re.findall(r"^\| `([^`]+)` \|(?: j \|)?", PAGES["outputs"], re.MULTILINE)
+    told = {name for name in rows if "." in name}
+    told |= {re.sub(r"(\.nii\.gz|\.tsv|\.h5)$", ".json", name) for name in told}
+    files = {re.sub(r"^.*/sub-\d+(_ses-\w)?(_run-\d)?_", "..._", path) for path in committed_files(run)}
+    files = {re.sub("tiny", "TPL", name).replace("seg-core", "seg-ATLAS") for name in files}
+    files = {re.sub(r"sub-\d+\.html", "sub-X.html", name) for name in files}
+    assert sorted(files - told) == []
+
+
+def test_every_score_is_on_the_page(tutorial):
+    folder, text = tutorial[0], PAGES["outputs"]
+    for name in ("pair/metrics.json", "derivatives/sub-demo/anat/sub-demo_desc-registration_qc.json"):
+        scores = json.loads((folder / name).read_text())
+        assert [key for key in scores if f"`{key}`" not in text] == []
+
+
+# -------------------------------------------------------------------------------------------------- building
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages; a warning fails the build, as in `make docs`."""
+    pytest.importorskip("sphinx")
+    folder = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--fail-on-warning", "--keep-going", "--nitpicky", "-d", str(folder / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(folder / "html")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return {path.stem: path.read_text(encoding="utf-8") for path in (folder / "html").glob("*.html")}
+
+
+def test_every_option_is_described(site):
+    for one in list_parsers():
+        prefix = one.prog.replace(" ", "-")
+        absent = [name for name in list_options(one) if f'id="{prefix}-{name}"' not in site["options"]]
+        assert absent == [], one.prog
+
+
+def test_every_public_name_is_described(site):
+    names = [f"mmln_pipeline.{name}" for name in mmln_pipeline.__all__ if name != "__version__"]
+    names += [f"mmln_pipeline.interfaces.{name}" for name in interfaces.__all__]
+    assert [name for name in names if f'id="{name}"' not in site["api"]] == []
+    builders = [name for name in workflows.__all__ if name.startswith("init_")]
+    assert [name for name in builders if f'id="mmln_pipeline.workflows.{name}"' not in site["workflows"]] == []
+    assert [name for name in builders if f"Graph of {name.removeprefix('init_')}" not in site["workflows"]] == []
+
+
+def test_pages_need_no_network(site):
+    for page, html in site.items():
+        loaded = re.findall(r'<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)="((?:https?:)?//[^"]*)"', html)
+        assert loaded == [], page
+    assert "<math" in site["method"]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
