@@ -10,6 +10,7 @@ from mmln_pipeline.bids_app.config import Config, tomllib
 from mmln_pipeline.bids_app.parser import UsageError
 from mmln_pipeline.bids_app.targets import find_targets
 from mmln_pipeline.devices import resolve_device
+from mmln_pipeline.interfaces.skullstrip import choose_stripper
 from mmln_pipeline.weights import load_model
 from mmln_pipeline.workflows import Provenance, Target
 
@@ -28,12 +29,15 @@ class Method:
         Numbers and names of the labels of each atlas that has a table, as the text of a TSV.
     device : str
         `cpu` or `cuda:N`.
+    stripper : str
+        What strips raw heads: `synthstrip`, `atlas` or, where all images are stripped, `skip`.
     """
 
     provenance: Provenance
     targets: tuple[Target, ...]
     tables: Mapping[str, str]
     device: str
+    stripper: str
 
     @property
     def template(self) -> str:
@@ -72,7 +76,7 @@ def check_paths(config: Config) -> None:
 
 
 def prepare_method(config: Config) -> Method:
-    """Look up templates, weights and device.
+    """Look up templates, weights, device and what strips raw heads.
 
     Parameters
     ----------
@@ -87,9 +91,10 @@ def prepare_method(config: Config) -> Method:
     ------
     UsageError
         A template or the model is unknown or unreadable, mask or labels are not on their template's grid, or the
-        device is absent.
+        device or SynthStrip is absent.
     """
     try:
+        stripper = choose_stripper(config.skull_strip)
         device = str(resolve_device(config.device))
         card = load_model(config.model, "cpu")[1]
     except (ValueError, OSError) as error:
@@ -110,7 +115,7 @@ def prepare_method(config: Config) -> Method:
             "random_seed": config.random_seed,
         },
     )
-    return Method(provenance, targets, tables, device)
+    return Method(provenance, targets, tables, device, stripper)
 
 
 def read_plugin(path: Path) -> dict:

@@ -42,7 +42,7 @@ SECTIONS = {
 CHOICES = {
     "analysis_level": ("participant", "group"),
     "subject_anatomical_reference": ("sessionwise", "first-lex", "unbiased"),
-    "skull_strip": ("auto", "skip"),
+    "skull_strip": ("auto", "skip", "synthstrip", "atlas"),
     "init": ("affine", "rigid", "identity"),
     "topology": ("strict", "off"),
 }
@@ -78,8 +78,9 @@ class Config:
         Brain mask on the template's grid.
     template_dseg : Path or None
         Labels on the template's grid.
-    skull_strip : {"auto", "skip"}
-        Check that images are skull-stripped, or trust that they are.
+    skull_strip : {"auto", "skip", "synthstrip", "atlas"}
+        Strip the images that are not stripped already, trust that they are, or strip all with SynthStrip or with the
+        template; given masks go before.
     bias_correction : bool
         Run N4.
     init : {"affine", "rigid", "identity"}

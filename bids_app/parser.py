@@ -11,7 +11,6 @@ from pathlib import Path
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.config import Config, read_toml
 
-LATER = "is not available in this version"
 LEVELS = "participant: register images; group: sum up finished results (scores, outliers, mean images)"
 PATHS = (
     "bids_dir",
@@ -187,8 +186,9 @@ def _add_how(group):
     group.add_argument(
         "--skull-strip",
         choices=("auto", "skip", "synthstrip", "atlas"),
-        help="auto: check that images are skull-stripped; skip: trust it (default: auto);"
-        f" synthstrip, atlas: raw heads, {LATER}",
+        help="where the brain comes from when -d has no mask of it. auto: stripped images are taken as they are, raw"
+        " heads go through synthstrip where FreeSurfer's mri_synthstrip is on the PATH, else through atlas; skip: all"
+        " images are stripped; synthstrip; atlas: with the embedded template, offline (default: auto)",
     )
     group.add_argument(
         "--no-bias-correction",
@@ -215,8 +215,8 @@ def _add_how(group):
         nargs="?",
         const="auto",
         metavar="auto|skip|ENDING|FILE",
-        help="masks of lesions, which steer neither the affine nor the refinement. auto: files named"
-        " *_label-lesion_roi (or _mask) beside the T1w images or in --derivatives, where there are any; ENDING: how the"
+        help="masks of lesions, which steer neither the affine nor the refinement. auto: files whose names end in"
+        " label-lesion_roi (or _mask) beside the T1w images or in --derivatives, where there are any; ENDING: how the"
         " names of such files end; FILE: that of the one image (default: auto)",
     )
     group.add_argument("--random-seed", type=parse_seed, metavar="N", help="seed of NumPy, torch and ITK (default: 0)")
@@ -282,12 +282,11 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
     Raises
     ------
     UsageError
-        An option is not available, or the TOML file is wrong.
+        A value is out of range, or the TOML file is wrong.
     SystemExit
         Argparse's own: `--help`, `--version`, or (code 2) a wrong option.
     """
     typed = vars(build_parser().parse_args(argv))
-    _check_available(typed)
     config_file = typed.pop("config_file", None)
     settings = {} if config_file is None else _read_config_file(config_file)
     try:
@@ -298,12 +297,6 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
         init = "rigid" if config.init == "affine" else config.init
         config = replace(config, init=init, bias_correction=False, refine=0)
     return config
-
-
-def _check_available(typed: dict[str, object]) -> None:
-    """Refuse what the interface names and this version does not do."""
-    if typed.get("skull_strip") in ("synthstrip", "atlas"):
-        raise UsageError(f"--skull-strip {typed['skull_strip']} {LATER}: give stripped images or brain masks (-d)")
 
 
 def _complete(settings: dict) -> dict:

@@ -212,7 +212,7 @@ def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped
         state = missing.cause if missing else "finished before"
         lines += [
             f"{scan.stem}: {_list_files(scan, 't1w')}",
-            f"  mask: {_list_files(scan, 'mask') or f'none given (--skull-strip {config.skull_strip})'}",
+            f"  mask: {_list_files(scan, 'mask') or _describe_stripping(config, method)}",
             f"  labels: {_list_files(scan, 'dseg') or 'none given'}",
             *([f"  lesion mask: {_list_files(scan, 'lesion')}"] if scan.has("lesion") else []),
             *([f"  reference: average of {len(scan.images)} images, {scan.reference}"] if scan.others else []),
@@ -220,6 +220,15 @@ def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped
         ]
     lines += [f"{name}: skipped, {reason}" for name, reason in skipped.items()]
     return "\n".join(lines)
+
+
+def _describe_stripping(config: Config, method: Method) -> str:
+    """Say what finds the brain of an image without a mask."""
+    found = {
+        "auto": f"the image's own where it is stripped, else {method.stripper}",
+        "skip": "the image's own",
+    }
+    return f"none given: {found.get(config.skull_strip, method.stripper)} (--skull-strip {config.skull_strip})"
 
 
 def _list_files(scan: Scan, kind: str) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,6 +12,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
 
+from mmln_pipeline.devices import itk_threads
 from mmln_pipeline.grids import Grid, new_image
 from mmln_pipeline.transforms import Transform, itk_points, matrix_from_sitk, read_transform, to_sitk_image
 from mmln_pipeline.volumes import brain_mask, conform, looks_skull_stripped, mask_array, normalize_intensity
@@ -328,19 +328,8 @@ def _optimise(
     )
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInitialTransform(transform, inPlace=True)
-    with _one_thread():
+    with itk_threads(1):  # the metric heeds only this number
         method.Execute(to_sitk_image(fixed), to_sitk_image(moving))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run SimpleITK on one thread for the block; the metric heeds only the global number."""
-    previous = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(previous)
 
 
 def _check_quality(matrix: np.ndarray, fixed: Nifti1Image, moving: Nifti1Image, is_head: bool) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import SimpleITK as sitk
 import torch
 
 
@@ -42,6 +46,17 @@ def set_threads(count: int | None) -> None:
         if count < 1:
             raise ValueError(f"threads: expected at least 1, found {count}")
         torch.set_num_threads(count)
+
+
+@contextmanager
+def itk_threads(count: int) -> Iterator[None]:
+    """Run SimpleITK on this many threads for the block; it heeds neither PyTorch's number nor OpenMP's."""
+    previous = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(previous)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

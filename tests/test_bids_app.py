@@ -17,7 +17,6 @@ from tiny_bids import (
     describe,
     list_files,
     make_brain,
-    one_error,
     scan_config,
     snapshot,
     write_image,
@@ -183,15 +182,6 @@ def test_stop_on_first_crash(command, tmp_path, capsys):
     assert command("--stop-on-first-crash", bids=raw) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "FAILED" in line]
     assert len(lines) == len(causes) and sum("not finished" in line for line in lines) == 4
-
-
-def test_raw_head_fails_with_the_mend(command, tmp_path, capsys, rng):
-    raw = tmp_path / "raw"
-    describe(raw)
-    head = nb.Nifti1Image(rng.uniform(50, 100, SHAPE).astype(np.float32), np.eye(4))
-    write_image(head, raw / "sub-01/anat/sub-01_T1w.nii.gz")
-    assert command(bids=raw) == 1
-    assert "looks like a raw head" in one_error(capsys)
 
 
 def test_failing_report_is_told(finished, monkeypatch, capsys):

@@ -32,8 +32,7 @@ pytestmark = pytest.mark.usefixtures("tiny_grid")
         (["--template-dseg", "/no/dseg.nii.gz"], "--template-dseg /no/dseg.nii.gz: no such file"),
         (["--device", "cuda:7"], "cuda:7"),
         (["--device", "tpu"], "tpu"),
-        (["--skull-strip", "synthstrip"], "--skull-strip synthstrip is not available in this version"),
-        (["--skull-strip", "atlas"], "--skull-strip atlas is not available in this version"),
+        (["--skull-strip", "synthstrip"], "--skull-strip synthstrip: expected FreeSurfer's mri_synthstrip on the PATH"),
         (["--skull-strip", "wrong"], "--skull-strip"),
         (["--refine", "-1"], "--refine"),
         (["--refine", "some"], "--refine"),
@@ -48,7 +47,8 @@ pytestmark = pytest.mark.usefixtures("tiny_grid")
         (["--no-such-option"], "--no-such-option"),
     ],
 )
-def test_wrong_usage(command, tmp_path, capsys, options, words):
+def test_wrong_usage(command, tmp_path, capsys, monkeypatch, options, words):
+    monkeypatch.setenv("PATH", str(tmp_path))  # a FreeSurfer of this machine must not mend anything
     assert command(*options) == 2
     line = one_error(capsys)
     assert line.startswith("mmln-bids: error:") and words in line
@@ -62,7 +62,7 @@ def test_wrong_usage(command, tmp_path, capsys, options, words):
         ("[who]\nx = 1", "unknown section [who]"),
         ("[how]\nmodle = 'mmln'", "unknown setting 'modle'"),
         ("[how]\nbias_correction = 'no'", "expected true or false"),
-        ("[how]\nskull_strip = 'atlas'", "skull_strip: expected one of auto, skip"),
+        ("[how]\nskull_strip = 'bet'", "skull_strip: expected one of auto, skip, synthstrip, atlas"),
         ("[machine]\nnprocs = -2", "nprocs: expected at least 1"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline import interfaces, volumes
@@ -61,35 +62,6 @@ def model(tmp_path):
     return str(path)
 
 
-def test_brain_extraction_takes_a_mask(files):
-    head = nb.load(files["moving"])
-    noisy = nb.Nifti1Image(head.get_fdata(dtype=np.float32) + 5, head.affine)
-    nb.save(noisy, files["moving"])
-    out = interfaces.BrainExtraction(in_file=files["moving"], in_mask=files["mask"]).run().outputs
-    mask = np.asarray(nb.load(out.out_mask).dataobj)
-    np.testing.assert_array_equal(mask, np.asarray(nb.load(files["mask"]).dataobj))
-    assert np.all(nb.load(out.out_file).get_fdata()[mask == 0] == 0)
-    assert out.seconds > 0
-
-
-def test_brain_extraction_of_stripped_image(files):
-    for method in ("auto", "skip"):
-        out = interfaces.BrainExtraction(in_file=files["moving"], method=method).run().outputs
-        assert np.array_equal(nb.load(out.out_mask).get_fdata(), nb.load(files["mask"]).get_fdata())
-
-
-def test_brain_extraction_refuses_a_raw_head(files, rng):
-    nb.save(nb.Nifti1Image(rng.uniform(50, 100, SHAPE).astype(np.float32), np.eye(4)), files["moving"])
-    with pytest.raises(ValueError, match=r"moving\.nii\.gz: looks like a raw head.*--derivatives"):
-        interfaces.BrainExtraction(in_file=files["moving"]).run()
-
-
-def test_brain_extraction_refuses_a_mask_elsewhere(files):
-    nb.save(nb.Nifti1Image(np.ones((7, 8, 9), np.uint8), np.eye(4)), files["mask"])
-    with pytest.raises(ValueError, match=r"mask\.nii\.gz: expected the grid.*\(7, 8, 9\)"):
-        interfaces.BrainExtraction(in_file=files["moving"], in_mask=files["mask"]).run()
-
-
 def test_conform_and_normalize(files):
     save_affine(np.array([[1.0, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "shift.mat")
     conformed = interfaces.ConformGrid(
@@ -109,6 +81,23 @@ def test_correct_bias_keeps_the_grid(files):
     out = interfaces.CorrectBias(in_file=files["moving"], in_mask=files["mask"]).run().outputs
     image = nb.load(out.out_file)
     assert image.shape == SHAPE and np.isfinite(image.get_fdata()).all() and out.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "core"), [("CorrectBias", "volumes.correct_bias"), ("AffineInit", "affine.estimate_affine")]
+)
+def test_itk_runs_on_the_node_s_threads(files, monkeypatch, name, core):
+    seen = []
+
+    def count(*images, **settings):
+        seen.append(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+        return nb.load(files["moving"]) if name == "CorrectBias" else np.eye(4)
+
+    monkeypatch.setattr(f"mmln_pipeline.{core}", count)
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    images = {"in_file": files["moving"]} if name == "CorrectBias" else {key: files[key] for key in ("fixed", "moving")}
+    getattr(interfaces, name)(**images, num_threads=before + 2).run()
+    assert seen == [before + 2] and sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
 
 
 @pytest.mark.parametrize("kind", ["identity", "rigid"])

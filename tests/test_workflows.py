@@ -67,6 +67,8 @@ def cases():
         yield init_reference_wf, {"scan": scan}
     for bias, mask in itertools.product(flags, flags):
         yield init_preproc_wf, {"bias_correction": bias, "has_mask": mask}
+    for method in ("skip", "atlas"):
+        yield init_preproc_wf, {"skull_strip": method}
     for lesion in flags:
         yield init_alignment_wf, {"has_lesion": lesion}
     for dseg, lesion, atlas in itertools.product(flags, flags, flags):

@@ -45,6 +45,8 @@ def init_evaluation_wf(
         Brain image on its native grid.
     t1w_mask
         Its brain mask.
+    mask_source
+        Where that came from, in words.
     t1w_affine
         Brain image in the template's world by the affine alone.
     t1w_std
@@ -89,7 +91,7 @@ def init_evaluation_wf(
         "(pass, look or fail).\n"
     )
     inputs = ["template", "template_mask", "t1w_preproc", "t1w_mask", "t1w_affine", "t1w_std", "forward_xfm"]
-    inputs += ["warp", "log_jacobian", "metrics", "seconds_brain", "seconds_affine"]
+    inputs += ["warp", "log_jacobian", "metrics", "mask_source", "seconds_brain", "seconds_affine"]
     inputs += ["atlas_dseg"] * has_atlas + ["t1w_lesion"] * has_lesion + ["seconds_bias"] * bias_correction
     outputs = ["qc_json", "qc_tsv", "figure_mask", "figure_registration", "figure_warp", "figure_jacobian"]
     outputs += ["figure_labels"] * has_atlas
@@ -105,6 +107,7 @@ def init_evaluation_wf(
             ("t1w_preproc", "moving"),
             ("forward_xfm", "transform"),
             ("metrics", "metrics"),
+            ("mask_source", "brain_mask"),
             ("seconds_brain", "seconds_brain"),
             ("seconds_affine", "seconds_affine"),
         ]),

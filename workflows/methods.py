@@ -11,6 +11,8 @@ REFERENCES = {
     "doi:10.1109/TMI.2010.2046908",
     "simpleitk": "Lowekamp et al. (2013). The design of SimpleITK. *Front. Neuroinform.* 7. "
     "doi:10.3389/fninf.2013.00045",
+    "synthstrip": "Hoopes et al. (2022). SynthStrip: skull-stripping for any brain image. *NeuroImage* 260. "
+    "doi:10.1016/j.neuroimage.2022.119474",
     "ndv": "Liu et al. (2024). On finite difference Jacobian computation in deformable image registration. "
     "*Int. J. Comput. Vis.*",
     "nipype": "Gorgolewski et al. (2011). Nipype: a flexible, lightweight and extensible neuroimaging data "

@@ -4,6 +4,15 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import BrainExtraction, CorrectBias
+from mmln_pipeline.interfaces.skullstrip import choose_stripper
+
+STRIPPERS = {
+    "synthstrip": "with SynthStrip [@synthstrip]",
+    "atlas": "with the MNI152NLin2009aSym template, aligned linearly to the head by mutual information [@simpleitk]: "
+    "near its outline, what has the intensity of grey or white matter and hangs together by "
+    "more than thin bridges was taken for brain, with its sulci and a rim of cerebrospinal fluid",
+}
+"""How the brain is found in a raw head, for the methods text."""
 
 
 def init_preproc_wf(
@@ -12,6 +21,7 @@ def init_preproc_wf(
     bias_correction: bool = True,
     has_mask: bool = False,
     omp_nthreads: int = 1,
+    random_seed: int = 0,
     name: str = "preproc_wf",
 ) -> pe.Workflow:
     """
@@ -19,14 +29,17 @@ def init_preproc_wf(
 
     Parameters
     ----------
-    skull_strip : {"auto", "skip"}, default "auto"
-        Check that the image is skull-stripped, or trust that it is. A given mask overrides both.
+    skull_strip : {"auto", "skip", "synthstrip", "atlas"}, default "auto"
+        Strip the image unless it is stripped already (with SynthStrip where FreeSurfer has it, else with the
+        template), trust that it is, or strip it with either. A given mask overrides all.
     bias_correction : bool, default True
         Correct the bias field with N4.
     has_mask : bool, default False
         Whether a brain mask comes in.
     omp_nthreads : int, default 1
         Threads of one step.
+    random_seed : int, default 0
+        Seed of the brain extraction with the template.
     name : str, default "preproc_wf"
         Name of the workflow.
 
@@ -43,16 +56,25 @@ def init_preproc_wf(
         Brain image without bias field, on the grid of `t1w`.
     t1w_mask
         Brain mask on the grid of `t1w`.
+    mask_source
+        Where the mask came from, in words.
     seconds_brain, seconds_bias
         Durations of the steps, s (`seconds_bias` only with `bias_correction`).
     """
     workflow = pe.Workflow(name=name)
-    workflow.__desc__ = _describe(bias_correction, has_mask)
-    outputs = ["t1w_preproc", "t1w_mask", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    stripper = choose_stripper(skull_strip)
+    workflow.__desc__ = _describe(skull_strip, stripper, bias_correction, has_mask)
+    outputs = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
     inputnode = pe.Node(IdentityInterface(fields=["t1w"] + ["mask"] * has_mask), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
-    brain_extraction = pe.Node(BrainExtraction(method=skull_strip), name="brain_extraction", mem_gb=1)
+    brain_extraction = pe.Node(
+        BrainExtraction(method=skull_strip, random_seed=random_seed, num_threads=omp_nthreads),
+        name="brain_extraction",
+        mem_gb=2,
+    )
+    if stripper in STRIPPERS:
+        brain_extraction.inputs.stripper = stripper
     brain = brain_extraction
     if bias_correction:
         bias = pe.Node(CorrectBias(num_threads=omp_nthreads), name="bias", mem_gb=1)
@@ -67,18 +89,25 @@ def init_preproc_wf(
     workflow.connect([
         (inputnode, brain_extraction, [("t1w", "in_file")]),
         (brain, outputnode, [("out_file", "t1w_preproc")]),
-        (brain_extraction, outputnode, [("out_mask", "t1w_mask"), ("seconds", "seconds_brain")]),
+        (brain_extraction, outputnode, [
+            ("out_mask", "t1w_mask"),
+            ("source", "mask_source"),
+            ("seconds", "seconds_brain"),
+        ]),
     ])  # fmt: skip
     return workflow
 
 
-def _describe(bias_correction: bool, has_mask: bool) -> str:
+def _describe(skull_strip: str, stripper: str, bias_correction: bool, has_mask: bool) -> str:
     """Write the methods text of the preprocessing."""
-    text = (
-        "The brain of the T1-weighted image was taken from a given brain mask."
-        if has_mask
-        else "The T1-weighted image was skull-stripped already; its brain mask is the non-zero part."
-    )
+    if has_mask:
+        text = "The brain of the T1-weighted image was taken from a given brain mask."
+    elif skull_strip == "skip":
+        text = "The T1-weighted image was skull-stripped already; its brain mask is the non-zero part."
+    else:
+        text = f"The brain was extracted from the T1-weighted image {STRIPPERS[stripper]}."
+        if skull_strip == "auto":
+            text += " Images that were skull-stripped already were taken as they were."
     if bias_correction:
         text += " Intensity non-uniformity was corrected with N4 [@n4]."
     return text + "\n"

@@ -50,8 +50,8 @@ def init_single_subject_wf(
         The templates, with their labels.
     several : bool, default False
         Whether the names of fields and scores carry the target's: the run has several targets.
-    skull_strip : {"auto", "skip"}, default "auto"
-        Check that the image is skull-stripped, or trust that it is.
+    skull_strip : {"auto", "skip", "synthstrip", "atlas"}, default "auto"
+        Strip the image unless it is stripped already, trust that it is, or strip it in any case.
     bias_correction : bool, default True
         Correct the bias field with N4.
     init : {"affine", "rigid", "identity"}, default "affine"
@@ -117,6 +117,7 @@ def init_single_subject_wf(
         bias_correction=bias_correction,
         has_mask=scan.has("mask"),
         omp_nthreads=omp_nthreads,
+        random_seed=random_seed,
     )
     keys = [key for key in derivative_paths(scan, provenance.template) if is_of_scan(key)]
     derivatives_wf = init_derivatives_wf(scan=scan, output_dir=output_dir, provenance=provenance, keys=keys)
@@ -138,7 +139,7 @@ def init_single_subject_wf(
         ])  # fmt: skip
 
     parts = {}
-    prepared = ["t1w_preproc", "t1w_mask", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
     for target in targets:
         template_wf = init_template_wf(
             scan=scan,

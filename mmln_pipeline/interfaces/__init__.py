@@ -12,7 +12,6 @@ from mmln_pipeline.interfaces.derivatives import SaveDerivative
 from mmln_pipeline.interfaces.evaluation import EvaluateRegistration, PlotRegistration
 from mmln_pipeline.interfaces.preprocessing import (
     AffineInit,
-    BrainExtraction,
     ConformGrid,
     CorrectBias,
     LoadTemplate,
@@ -20,6 +19,7 @@ from mmln_pipeline.interfaces.preprocessing import (
 )
 from mmln_pipeline.interfaces.reference import SubjectReference
 from mmln_pipeline.interfaces.registration import ApplyMMLNTransform, MMLNRegistration
+from mmln_pipeline.interfaces.skullstrip import BrainExtraction, SynthStrip
 
 __all__ = [
     "AffineInit",
@@ -38,4 +38,5 @@ __all__ = [
     "SaveDerivative",
     "ScoreLabels",
     "SubjectReference",
+    "SynthStrip",
 ]

@@ -30,6 +30,7 @@ class _EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
     moving_dseg = File(exists=True, desc="labels of the moving image, on its grid")
     labels = File(exists=True, desc="TSV that groups label numbers into structures")
     metrics = File(exists=True, desc="scores that the registration measured itself (JSON): not measured anew")
+    brain_mask = traits.Str(desc="where the moving image's brain mask came from, in words")
     seconds_brain = traits.Float(desc="duration of the brain extraction, s")
     seconds_bias = traits.Float(desc="duration of the bias correction, s")
     seconds_affine = traits.Float(desc="duration of the affine, s")
@@ -63,7 +64,8 @@ class EvaluateRegistration(SimpleInterface):
         return runtime
 
     def _facts(self):
-        return dict(self.inputs.facts) if isdefined(self.inputs.facts) else {}
+        facts = dict(self.inputs.facts) if isdefined(self.inputs.facts) else {}
+        return facts | ({"brain_mask": self.inputs.brain_mask} if isdefined(self.inputs.brain_mask) else {})
 
     def _measure(self):
         """Take the registration's own scores, or measure them."""

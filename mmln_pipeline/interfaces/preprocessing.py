@@ -1,4 +1,4 @@
-"""Nipype interfaces for what precedes registration: template, brain mask, bias field, affine, grid."""
+"""Nipype interfaces for what precedes registration: template, bias field, affine, grid."""
 
 import time
 from pathlib import Path
@@ -57,75 +57,6 @@ class LoadTemplate(SimpleInterface):
         return runtime
 
 
-class _BrainExtractionInputSpec(BaseInterfaceInputSpec):
-    in_file = File(exists=True, mandatory=True, desc="T1-weighted image")
-    in_mask = File(exists=True, desc="brain mask on the image's grid (non-zero = brain); then nothing is estimated")
-    method = traits.Enum(
-        "auto",
-        "skip",
-        usedefault=True,
-        desc="auto: check that the image is skull-stripped; skip: trust that it is",
-    )
-
-
-class _BrainExtractionOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="image with zeros outside the brain")
-    out_mask = File(exists=True, desc="brain mask (0/1) on the image's grid")
-    seconds = traits.Float(desc="duration of the step, s")
-
-
-class BrainExtraction(SimpleInterface):
-    """Find the brain: by a given mask, or as the non-zero part of a skull-stripped image.
-
-    Raises
-    ------
-    ValueError
-        The mask is on another grid or empty, or `method="auto"` finds a head with its skull.
-    """
-
-    input_spec = _BrainExtractionInputSpec
-    output_spec = _BrainExtractionOutputSpec
-
-    def _run_interface(self, runtime):
-        from mmln_pipeline import volumes
-        from mmln_pipeline.grids import new_image
-
-        start = time.perf_counter()
-        image = volumes.load_image(self.inputs.in_file, name="T1w")
-        if isdefined(self.inputs.in_mask):
-            mask = _load_mask(self.inputs.in_mask, image, self.inputs.in_file)
-        elif self.inputs.method == "auto" and not volumes.looks_skull_stripped(image):
-            raise ValueError(
-                f"{self.inputs.in_file}: looks like a raw head, and this version registers skull-stripped "
-                "brains only: give a brain mask by --derivatives, stripped input, or --skull-strip skip "
-                "if it is stripped"
-            )
-        else:
-            mask = volumes.brain_mask(image)
-        brain = np.where(np.asanyarray(mask.dataobj) > 0, image.get_fdata(dtype=np.float32), np.float32(0))
-        self._results["out_file"] = str(Path(runtime.cwd) / "brain.nii.gz")
-        self._results["out_mask"] = str(Path(runtime.cwd) / "brain_mask.nii.gz")
-        volumes.save_image(new_image(brain, image), self._results["out_file"])
-        volumes.save_image(mask, self._results["out_mask"])
-        self._results["seconds"] = time.perf_counter() - start
-        return runtime
-
-
-def _load_mask(path, image, image_path):
-    """Load a brain mask as 0/1 and check that it lies on the image's grid."""
-    from mmln_pipeline.grids import Grid, new_image
-    from mmln_pipeline.volumes import load_image
-
-    mask = load_image(path, name="brain mask")
-    if not Grid.of(image).matches(mask):
-        raise ValueError(
-            f"brain mask {path}: expected the grid of {image_path} (shape {image.shape}), "
-            f"found shape {mask.shape} and affine {np.round(mask.affine, 3).tolist()}: "
-            "give a mask in the image's own space"
-        )
-    return new_image((np.asanyarray(mask.dataobj) > 0).astype(np.uint8), image)
-
-
 class _CorrectBiasInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="brain image")
     in_mask = File(exists=True, desc="brain mask on the image's grid")
@@ -147,12 +78,13 @@ class CorrectBias(SimpleInterface):
         from mmln_pipeline import devices, volumes
 
         start = time.perf_counter()
-        devices.set_threads(self.inputs.num_threads)
         image = volumes.load_image(self.inputs.in_file, name="T1w")
         mask = optional(self.inputs.in_mask)
         mask = volumes.load_image(mask, name="brain mask") if mask else None
+        with devices.itk_threads(self.inputs.num_threads):
+            corrected = volumes.correct_bias(image, mask=mask)
         self._results["out_file"] = str(Path(runtime.cwd) / "corrected.nii.gz")
-        volumes.save_image(volumes.correct_bias(image, mask=mask), self._results["out_file"])
+        volumes.save_image(corrected, self._results["out_file"])
         self._results["seconds"] = time.perf_counter() - start
         return runtime
 
@@ -184,8 +116,8 @@ class AffineInit(SimpleInterface):
         from mmln_pipeline.transforms import save_affine
 
         start = time.perf_counter()
-        devices.set_threads(self.inputs.num_threads)
-        matrix = np.eye(4) if self.inputs.kind == "identity" else self._estimate()
+        with devices.itk_threads(self.inputs.num_threads):
+            matrix = np.eye(4) if self.inputs.kind == "identity" else self._estimate()
         self._results["out_xfm"] = str(Path(runtime.cwd) / "affine.mat")
         save_affine(matrix, self._results["out_xfm"])
         self._results["seconds"] = time.perf_counter() - start
