@@ -92,6 +92,7 @@ setup(
         "SimpleITK>=2.3",
         "templateflow>=24",
         'tomli>=2; python_version < "3.11"',
+        "tomli-w>=1",
         "torch>=2.4",
     ],
     extras_require={

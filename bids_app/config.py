@@ -1,9 +1,10 @@
 """Settings of a run: one frozen dataclass, read from the command line and TOML, written back as TOML."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import tomli_w
 
 try:
     import tomllib
@@ -185,15 +186,11 @@ class Config:
         >>> "nprocs = 2" in Config(Path("raw"), Path("out"), nprocs=2).to_toml()
         True
         """
-        lines = ["# Settings of the last run of mmln-bids; use them again by --config-file.", ""]
-        for section, names in SECTIONS.items():
-            lines.append(f"[{section}]")
-            for name in names:
-                value = getattr(self, name)
-                if value is not None:
-                    lines.append(f"{name} = {_to_toml_value(value)}")
-            lines.append("")
-        return "\n".join(lines)
+        settings = {
+            section: {name: _plain(value) for name in names if (value := getattr(self, name)) is not None}
+            for section, names in SECTIONS.items()
+        }
+        return "# Settings of the last run of mmln-bids; use them again by --config-file.\n\n" + tomli_w.dumps(settings)
 
 
 def read_toml(path: Path) -> dict[str, object]:
@@ -233,13 +230,11 @@ def read_toml(path: Path) -> dict[str, object]:
     return settings
 
 
-def _to_toml_value(value: object) -> str:
-    """Write one value; JSON's strings, numbers, booleans and flat arrays are TOML's too."""
+def _plain(value: object) -> object:
+    """Return a setting as what TOML knows."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(key)} = {json.dumps(str(item))}" for key, item in value.items()) + "}"
-    if isinstance(value, tuple):
-        return json.dumps(list(value))
-    return json.dumps(str(value) if isinstance(value, Path) else value)
+        return {key: str(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _from_toml_value(name: str, value: object, kind: object, path: Path) -> object:

@@ -8,8 +8,6 @@ Decisions where the paper and its public description are silent:
   their size, which is smoother and costs a third.
 - ``combine="compose"`` integrates each level's residual velocity on its own, ``phi_p = phi'_(p-1) o exp(R_p)``, which
   is what warping the moving image before the level asks for; ``combine="add"`` is the paper's ``exp(V'_(p-1) + R_p)``.
-- ``mirror`` lets registration average every run with what the network says of the mirrored pair: it has no reason to
-  treat the sides of a brain differently, and what it does differently is noise.
 - A window of level 3 (the core, or a training sub-volume) samples the whole moving image, so that what moves into the
   window from outside is seen.
 - The last convolution starts at zero: an untrained network returns the identity.
@@ -55,8 +53,6 @@ class NetworkConfig:
         Levels in the order in which they run, from 1 (coarsest); empty for each once, coarse to fine.
     finest_field : {"full", "half"}, default="full"
         Size of the finest level's field, relative to the images.
-    mirror : bool, default=False
-        Average each run with that of the pair mirrored left to right. Training does without.
     """
 
     levels: int = 3
@@ -66,7 +62,6 @@ class NetworkConfig:
     slices: tuple[str, ...] = ("axial",)
     schedule: tuple[int, ...] = ()
     finest_field: str = "full"
-    mirror: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(self.slices))
@@ -253,7 +248,7 @@ class MMLN(nn.Module):
             Velocity fields in the order of :func:`mmln_pipeline.fields.integrate`: one for each run of a level when
             they compose, their sum alone when they add.
         """
-        outputs = self.run(fixed, moving, mirror=self.config.mirror)
+        outputs = self.run(fixed, moving)
         if self.config.combine == "add":
             return (outputs[-1].velocity,)
         return tuple(out.residual for out in outputs)
@@ -262,7 +257,7 @@ class MMLN(nn.Module):
         """Return the levels, from 0, in the order in which they run, up to a number of levels."""
         return [p - 1 for p in self.config.schedule if levels is None or p <= levels]
 
-    def run(self, fixed: Tensor, moving: Tensor, levels: int | None = None, mirror: bool = False) -> list[LevelOutput]:
+    def run(self, fixed: Tensor, moving: Tensor, levels: int | None = None) -> list[LevelOutput]:
         """Run the 3-D branch in the order of the schedule.
 
         Parameters
@@ -270,8 +265,6 @@ class MMLN(nn.Module):
         fixed, moving : Tensor, shape (B, 1, I, J, K)
         levels : int, optional
             Leave out the levels above this one (default: none); the grids stay those of the whole pyramid.
-        mirror : bool, default=False
-            See :meth:`run_level`.
 
         Returns
         -------
@@ -280,7 +273,7 @@ class MMLN(nn.Module):
         pairs = self.pyramid(fixed, moving)
         outputs: list[LevelOutput] = []
         for p in self.schedule(levels):
-            outputs.append(self.run_level(p, *pairs[p], outputs[-1] if outputs else None, mirror=mirror))
+            outputs.append(self.run_level(p, *pairs[p], outputs[-1] if outputs else None))
         return outputs
 
     def pyramid(self, fixed: Tensor, moving: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -297,7 +290,6 @@ class MMLN(nn.Module):
         moving: Tensor,
         below: LevelOutput | None = None,
         window: Window | None = None,
-        mirror: bool = False,
     ) -> LevelOutput:
         """Run one level's 3-D subnet, over its whole grid or over a window of it.
 
@@ -311,9 +303,6 @@ class MMLN(nn.Module):
             The run before, over its whole grid; none for the first.
         window : tuple of 3 slices, optional
             Voxels of the finest level's grid with even starts: the core strategy, or a training sub-volume.
-        mirror : bool, default=False
-            Average the residual with that of the mirrored pair, whose features are carried on as the second half of
-            the batch; the same in all runs.
 
         Returns
         -------
@@ -326,7 +315,7 @@ class MMLN(nn.Module):
         if below is None:
             size = [s.stop - s.start for s in own]
             velocity = fixed.new_zeros(len(fixed), 3, *size)
-            residual, features = self._predict(p, fixed, moving, velocity, None, mirror)
+            residual, features = self.levels[p](self._input(p, fixed, moving, velocity))
             return LevelOutput(residual, residual, exponentiate(residual), features, None, p)
         moved = warp(moving, crop(resize_field(below.displacement, shape), where), origin=[s.start for s in where])
         seen = crop(resize_field(below.velocity, own_shape), own)
@@ -334,7 +323,7 @@ class MMLN(nn.Module):
         cropped = carried
         if window is not None and carried is not None:
             cropped = crop(carried, _halve(where))
-        residual, features = self._predict(p, crop(fixed, where), moved, seen, cropped, mirror)
+        residual, features = self.levels[p](self._input(p, crop(fixed, where), moved, seen), cropped)
         if window is None:  # what a coarser level adds to a finer field must not make that coarser
             own_shape = tuple(max(pair) for pair in zip(below.velocity.shape[2:], own_shape, strict=True))
             own = tuple(slice(0, n) for n in own_shape)
@@ -343,19 +332,6 @@ class MMLN(nn.Module):
         prior = resize_field(below.displacement, own_shape)
         displacement = self._join(prior, velocity, residual, [s.start for s in own])
         return LevelOutput(residual, velocity, displacement, features, carried, p)
-
-    def _predict(
-        self, p: int, fixed: Tensor, moved: Tensor, velocity: Tensor, carried: Tensor | None, mirror: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return a level's residual and features, with those of the mirrored pair if that is wanted."""
-        if mirror:
-            fixed, moved = (torch.cat([image, image.flip(2)]) for image in (fixed, moved))
-            velocity = torch.cat([velocity, mirror_field(velocity)])
-        residual, features = self.levels[p](self._input(p, fixed, moved, velocity), carried)
-        if mirror:
-            plain, mirrored = residual.chunk(2)
-            residual = (plain + mirror_field(mirrored)) / 2
-        return residual, features
 
     def _input(self, p: int, fixed: Tensor, moved: Tensor, velocity: Tensor) -> Tensor:
         """Stack a subnet's input channels."""
@@ -411,11 +387,6 @@ class MMLN(nn.Module):
         if self.config.combine == "add":
             return exponentiate(velocity)
         return compose(prior, resize_field(exponentiate(residual), velocity.shape[2:]), origin=origin)
-
-
-def mirror_field(field: Tensor) -> Tensor:
-    """Mirror a displacement or velocity field, shape (B, 3, I, J, K), across the first axis (left to right)."""
-    return field.flip(2) * torch.tensor([-1.0, 1.0, 1.0], device=field.device).view(1, 3, 1, 1, 1)
 
 
 def fold(image: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmln_pipeline.fields import integrate
-from mmln_pipeline.network import MMLN, NetworkConfig, fold, mirror_field, splice, to_slices
+from mmln_pipeline.network import MMLN, NetworkConfig, fold, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
 from mmln_pipeline.training.objective import RunObjective, central_window
 
@@ -207,15 +207,6 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
     losses["loss"].backward()
     assert grown(model) == {str(level)}
     assert 0 < losses["dice"] < 1
-
-
-@pytest.mark.parametrize("finest_field", ["full", "half"])
-def test_a_mirrored_pair_gets_the_mirrored_answer(pair, finest_field):
-    model = tiny(schedule=CYCLE, finest_field=finest_field, mirror=True)
-    with torch.no_grad():
-        plain, mirrored = model(*pair), model(*(image.flip(2) for image in pair))
-    for one, other in zip(plain, mirrored, strict=True):
-        torch.testing.assert_close(mirror_field(other), one, atol=1e-5, rtol=0)
 
 
 def test_configuration_names_what_it_knows():
