@@ -31,7 +31,8 @@ class RunObjective:
         self.config = config
         groups = structures28().values()
         self.n_structures = len(groups)
-        self.structure_of = torch.zeros(1 + max(max(numbers) for numbers in groups), dtype=torch.uint8)
+        beyond = 1 + max(max(numbers) for numbers in groups)  # stands for all larger numbers too
+        self.structure_of = torch.zeros(1 + beyond, dtype=torch.uint8)
         for index, numbers in enumerate(groups, 1):
             self.structure_of[list(numbers)] = index
 
@@ -102,7 +103,8 @@ class RunObjective:
         """
         if labels is None or self.config.loss.dice == 0:
             return None
-        fixed, moving = (self.structure_of.to(image.device)[image.long()] for image in labels)
+        table = self.structure_of.to(labels[0].device)
+        fixed, moving = (table[image.long().clamp(0, len(table) - 1)] for image in labels)
         halvings = self.model.config.levels - 1 - level
         if halvings == 0:
             return fixed, moving
