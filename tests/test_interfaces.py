@@ -211,6 +211,9 @@ def test_plots(files):
     drawn = plot.run().outputs.get()
     assert len(drawn) == 5
     assert all("<svg" in Path(path).read_text() for path in drawn.values())
+    stripped = Path(drawn["out_mask"]).read_text()
+    plot.inputs.moving_head = files["fixed"]
+    assert Path(plot.run().outputs.out_mask).read_text() != stripped, "the mask is drawn on the head where it is given"
 
 
 def test_put_writes_only_what_differs(tmp_path):

@@ -41,8 +41,10 @@ def init_evaluation_wf(
         Skull-stripped template image.
     template_mask
         Its brain mask.
+    t1w
+        The image as it came, skull and all, on its native grid.
     t1w_preproc
-        Brain image on its native grid.
+        Brain image on the same grid.
     t1w_mask
         Its brain mask.
     mask_source
@@ -90,7 +92,7 @@ def init_evaluation_wf(
         "of the log-Jacobian inside the brain; fixed limits on these and further scores gave each a verdict "
         "(pass, look or fail).\n"
     )
-    inputs = ["template", "template_mask", "t1w_preproc", "t1w_mask", "t1w_affine", "t1w_std", "forward_xfm"]
+    inputs = ["template", "template_mask", "t1w", "t1w_preproc", "t1w_mask", "t1w_affine", "t1w_std", "forward_xfm"]
     inputs += ["warp", "log_jacobian", "metrics", "mask_source", "seconds_brain", "seconds_affine"]
     inputs += ["atlas_dseg"] * has_atlas + ["t1w_lesion"] * has_lesion + ["seconds_bias"] * bias_correction
     outputs = ["qc_json", "qc_tsv", "figure_mask", "figure_registration", "figure_warp", "figure_jacobian"]
@@ -118,6 +120,7 @@ def init_evaluation_wf(
             ("t1w_std", "after"),
             ("warp", "warp"),
             ("log_jacobian", "log_jacobian"),
+            ("t1w", "moving_head"),
             ("t1w_preproc", "moving"),
             ("t1w_mask", "moving_mask"),
         ]),

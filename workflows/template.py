@@ -72,6 +72,8 @@ def init_template_wf(
 
     Inputs
     ------
+    t1w
+        The image as it came, skull and all, on the same grid.
     t1w_preproc
         Brain image on its native grid.
     t1w_mask
@@ -114,7 +116,7 @@ def init_template_wf(
     own = ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion
     template = ["template", "template_mask"]
     labels = ["template_dseg"] * bool(atlas)
-    inputnode = pe.Node(IdentityInterface(fields=[*prepared, *own, *template, *labels]), name="inputnode")
+    inputnode = pe.Node(IdentityInterface(fields=["t1w", *prepared, *own, *template, *labels]), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=keys), name="outputnode")
 
     alignment_wf = init_alignment_wf(
@@ -151,7 +153,7 @@ def init_template_wf(
     workflow.connect([
         (inputnode, alignment_wf, _to_input(["t1w_preproc", "t1w_mask", *template] + ["t1w_lesion"] * has_lesion)),
         (inputnode, registration_wf, _to_input(["t1w_preproc", "t1w_mask", *own, *template, *labels])),
-        (inputnode, evaluation_wf, _to_input([*prepared, *template] + ["t1w_lesion"] * has_lesion)),
+        (inputnode, evaluation_wf, _to_input(["t1w", *prepared, *template] + ["t1w_lesion"] * has_lesion)),
         (alignment_wf, registration_wf, _between(["affine_xfm"])),
         (alignment_wf, evaluation_wf, _between(["t1w_affine", "seconds_affine"])),
         (registration_wf, evaluation_wf, _between([*registered, "warp", "metrics"] + ["atlas_dseg"] * bool(atlas))),

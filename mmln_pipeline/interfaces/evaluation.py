@@ -146,7 +146,8 @@ class _PlotRegistrationInputSpec(BaseInterfaceInputSpec):
     after = File(exists=True, mandatory=True, desc="moving image in the fixed world, registered")
     warp = File(exists=True, mandatory=True, desc="ITK displacement field of the transform, mm")
     log_jacobian = File(exists=True, mandatory=True, desc="log-Jacobian of the transform")
-    moving = File(exists=True, desc="moving image on its native grid (for the figures of mask and labels)")
+    moving = File(exists=True, desc="moving brain on its native grid (for the figures of mask and labels)")
+    moving_head = File(exists=True, desc="the same as it came, skull and all: what the mask is drawn on if given")
     moving_mask = File(exists=True, desc="brain mask on the moving image's grid")
     moving_lesion = File(exists=True, desc="lesion mask on the moving image's grid, drawn beside the brain mask")
     moving_labels = File(exists=True, desc="fixed image's labels brought to the moving image")
@@ -182,8 +183,9 @@ class PlotRegistration(SimpleInterface):
         figures.plot_log_jacobian(fixed, images["log_jacobian"], self._results["out_jacobian"], mask=mask)
         if images["moving"] is not None and images["moving_mask"] is not None:
             self._results["out_mask"] = str(cwd / "mask.svg")
-            moving, mask, lesion = (images[key] for key in ("moving", "moving_mask", "moving_lesion"))
-            figures.plot_brain_mask(moving, mask, self._results["out_mask"], lesion=lesion)
+            mask, lesion = images["moving_mask"], images["moving_lesion"]
+            head = images["moving"] if images["moving_head"] is None else images["moving_head"]
+            figures.plot_brain_mask(head, mask, self._results["out_mask"], lesion=lesion)
         if images["moving"] is not None and images["moving_labels"] is not None:
             self._results["out_labels"] = str(cwd / "labels.svg")
             names = optional(self.inputs.label_names)
@@ -201,6 +203,7 @@ class PlotRegistration(SimpleInterface):
             "after",
             "log_jacobian",
             "moving",
+            "moving_head",
             "moving_mask",
             "moving_lesion",
             "moving_labels",

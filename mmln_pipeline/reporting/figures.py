@@ -15,7 +15,7 @@ from nibabel.spatialimages import SpatialImage
 from scipy.ndimage import gaussian_filter
 
 from mmln_pipeline.reporting.canvas import Canvas
-from mmln_pipeline.reporting.mosaic import Displacement, Mosaic, lay_out
+from mmln_pipeline.reporting.mosaic import HEAD_MARGIN_MM, Displacement, Mosaic, lay_out
 
 CONTOUR = "#ff5c39"
 GRID = "#4fd8e8"
@@ -171,17 +171,17 @@ def plot_brain_mask(
     lesion : SpatialImage, optional
         A lesion (non-zero), on any grid; the slices pass through its middle.
     """
-    mosaic = lay_out(t1w, mask, through=lesion)
+    mosaic = lay_out(t1w, mask, through=lesion, margin=HEAD_MARGIN_MM)
     canvas = Canvas(mosaic, "Brain mask" if lesion is None else "Brain mask and lesion mask")
-    picture = np.repeat(_grey(mosaic.sample(t1w))[..., None], 3, axis=2)
+    inside = mosaic.sample(mask, order=0) > 0
+    picture = np.repeat(_grey(mosaic.sample(t1w), inside)[..., None], 3, axis=2)
     caption = ""
     if lesion is not None:
         marked = mosaic.sample(lesion, order=0) > 0
         picture[marked] = 0.5 * picture[marked] + 0.5 * np.array(LESION)
         caption = "brain outlined in red, lesion mask filled in blue"
     axes = canvas.add_picture(picture, caption=caption)
-    inside = (mosaic.sample(mask, order=0) > 0).astype(np.float32)
-    _contour(axes, inside, 0.5)
+    _contour(axes, inside.astype(np.float32), 0.5)
     canvas.add_frame()
     canvas.save(out_svg)
 
@@ -239,10 +239,10 @@ def _outline_colours(labels: np.ndarray, palette: Mapping[int, tuple[float, ...]
     return picture
 
 
-def _grey(picture: np.ndarray) -> np.ndarray:
-    """Scale a picture to [0, 1] by the 99.8th percentile of its non-zero pixels; NaN becomes 0."""
+def _grey(picture: np.ndarray, region: np.ndarray | None = None) -> np.ndarray:
+    """Scale a picture to [0, 1] by the 99.8th percentile of its non-zero pixels in a region; NaN becomes 0."""
     picture = np.nan_to_num(picture)
-    bright = picture[picture > 0]
+    bright = picture[(picture > 0) if region is None else (picture > 0) & region]
     top = float(np.percentile(bright, 99.8)) if bright.size else 1.0
     return np.clip(picture / top, 0, 1)
 

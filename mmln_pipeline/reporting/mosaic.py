@@ -15,6 +15,7 @@ from scipy.ndimage import map_coordinates
 PLANES = (("axial", 2, 0, 1), ("coronal", 1, 0, 2), ("sagittal", 0, 1, 2))
 MAX_PIXELS = 200  # longest side of one slice, in pixels
 MARGIN_MM = 5.0  # left free round the brain
+HEAD_MARGIN_MM = 15.0  # the same where what lies next to the brain matters
 
 
 class Displacement(Protocol):
@@ -125,7 +126,11 @@ class Mosaic:
 
 
 def lay_out(
-    image: SpatialImage, mask: SpatialImage | None = None, cuts: int = 5, through: SpatialImage | None = None
+    image: SpatialImage,
+    mask: SpatialImage | None = None,
+    cuts: int = 5,
+    through: SpatialImage | None = None,
+    margin: float = MARGIN_MM,
 ) -> Mosaic:
     """Choose slices through the brain along the axes of an image's grid.
 
@@ -142,6 +147,8 @@ def lay_out(
         Slices in each plane.
     through : SpatialImage, optional
         Something small (its non-zero voxels) that must be seen: in each plane the nearest slice moves to its centre.
+    margin : float, default=5
+        Left free round the brain, mm.
 
     Returns
     -------
@@ -151,9 +158,9 @@ def lay_out(
     canonical = nb.as_closest_canonical(image)
     spacing = voxel_sizes(canonical.affine)
     low, high = _brain_box(image if mask is None else mask, canonical)
-    margin = np.ceil(MARGIN_MM / spacing)
-    first = np.maximum(low - margin, 0)
-    last = np.minimum(high + margin, np.asarray(canonical.shape[:3]) - 1)
+    free = np.ceil(margin / spacing)
+    first = np.maximum(low - free, 0)
+    last = np.minimum(high + free, np.asarray(canonical.shape[:3]) - 1)
     extent = (last - first) * spacing
     step = float(max(spacing.min(), extent.max() / MAX_PIXELS))
     size = (np.floor(extent / step + 1e-6) + 1).astype(int)
