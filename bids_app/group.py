@@ -18,7 +18,7 @@ from mmln_pipeline.reporting.group import write_group_report
 from mmln_pipeline.reporting.group_table import GroupTable
 from mmln_pipeline.templates import template_name
 from mmln_pipeline.volumes import normalize_intensity, save_image
-from mmln_pipeline.workflows import outputs
+from mmln_pipeline.workflows import outputs, sidecars
 
 PARTICIPANT_ONLY = ("boilerplate_only", "write_graph", "reports_only")
 
@@ -143,7 +143,7 @@ def _write_images(root: Path, template: str, results: Results, t1w: Average, log
                 sidecar.unlink(missing_ok=True)
                 continue
             put_file(save_image(image, Path(scratch) / name), target)
-            content = outputs.group_sidecar(
+            content = sidecars.group_sidecar(
                 key,
                 template=template,
                 spatial_reference=_spatial_reference(paths[names[0]], template),

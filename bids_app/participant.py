@@ -19,7 +19,7 @@ from mmln_pipeline.bids_app.targets import drop_templates
 from mmln_pipeline.reporting.record import read_records
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, outputs, targets_of, write_boilerplate
 
-NETWORK_GB = 8.0
+NETWORK_GB = 5.0
 """Memory that the network is taken to need, GB."""
 
 

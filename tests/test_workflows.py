@@ -28,6 +28,7 @@ from mmln_pipeline.workflows import (
     init_single_subject_wf,
     init_template_wf,
     outputs,
+    sidecars,
     write_boilerplate,
 )
 
@@ -242,7 +243,7 @@ def test_derivative_names():
 
 
 def test_sidecars():
-    content = outputs.sidecars(FULL, PROVENANCE, "tissue")
+    content = sidecars.sidecars(FULL, PROVENANCE, "tissue")
     paths = outputs.derivative_paths(FULL, "TPL", "tissue")
     t1w = "bids:raw:sub-01/ses-02/anat/sub-01_ses-02_run-1_T1w.nii.gz"
     assert content["t1w_std"]["Sources"] == [t1w, f"bids::{paths['forward_xfm']}"]

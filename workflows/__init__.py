@@ -8,10 +8,11 @@ from mmln_pipeline.workflows.derivatives import init_derivatives_wf
 from mmln_pipeline.workflows.evaluation import init_evaluation_wf
 from mmln_pipeline.workflows.fusion import init_fusion_wf
 from mmln_pipeline.workflows.methods import collect_methods, write_boilerplate
-from mmln_pipeline.workflows.outputs import Provenance, Scan
 from mmln_pipeline.workflows.preproc import init_preproc_wf
 from mmln_pipeline.workflows.reference import init_reference_wf
 from mmln_pipeline.workflows.registration import init_registration_wf
+from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance
 from mmln_pipeline.workflows.single_subject import init_single_subject_wf
 from mmln_pipeline.workflows.targets import Target, fused_targets, targets_of
 from mmln_pipeline.workflows.template import init_template_wf

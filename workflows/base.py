@@ -7,8 +7,8 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import LoadTemplate
-from mmln_pipeline.workflows.outputs import Provenance
 from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance
 from mmln_pipeline.workflows.single_subject import init_single_subject_wf
 from mmln_pipeline.workflows.targets import EMBEDDED_TARGET, Target, targets_of
 

@@ -7,7 +7,9 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import SaveDerivative
-from mmln_pipeline.workflows.outputs import Provenance, Scan, derivative_paths, figure_paths, sidecars
+from mmln_pipeline.workflows.outputs import derivative_paths, figure_paths
+from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance, sidecars
 
 
 def init_derivatives_wf(

@@ -7,7 +7,9 @@ from nipype.interfaces.utility import IdentityInterface, Merge
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import FuseLabels, MeasureVolumes, PlotLabels, SaveDerivative, ScoreLabels
-from mmln_pipeline.workflows.outputs import Provenance, Scan, fused_paths, fused_sidecars
+from mmln_pipeline.workflows.outputs import fused_paths
+from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance, fused_sidecars
 from mmln_pipeline.workflows.targets import Target
 
 

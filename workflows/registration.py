@@ -20,7 +20,7 @@ def init_registration_wf(
     has_atlas: bool = False,
     compare_labels: bool = False,
     omp_nthreads: int = 1,
-    mem_gb: float = 8.0,
+    mem_gb: float = 5.0,
     random_seed: int = 0,
     name: str = "registration_wf",
 ) -> pe.Workflow:
@@ -49,7 +49,7 @@ def init_registration_wf(
         Score the overlap of the two label images: they share one numbering.
     omp_nthreads : int, default 1
         Threads of the registration.
-    mem_gb : float, default 8.0
+    mem_gb : float, default 5.0
         Memory to reserve for the network, GB.
     random_seed : int, default 0
         Seed of NumPy and torch.

@@ -8,10 +8,11 @@ from nipype.pipeline import engine as pe
 
 from mmln_pipeline.workflows.derivatives import init_derivatives_wf
 from mmln_pipeline.workflows.fusion import init_fusion_wf
-from mmln_pipeline.workflows.outputs import Provenance, derivative_paths, is_of_scan
+from mmln_pipeline.workflows.outputs import derivative_paths, is_of_scan
 from mmln_pipeline.workflows.preproc import init_preproc_wf
 from mmln_pipeline.workflows.reference import init_reference_wf
 from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance
 from mmln_pipeline.workflows.targets import EMBEDDED_TARGET, Target, fused_targets
 from mmln_pipeline.workflows.template import init_template_wf
 
@@ -31,7 +32,7 @@ def init_single_subject_wf(
     topology: str = "strict",
     device: str = "cpu",
     omp_nthreads: int = 1,
-    mem_gb: float = 8.0,
+    mem_gb: float = 5.0,
     random_seed: int = 0,
     name: str | None = None,
 ) -> pe.Workflow:
@@ -66,7 +67,7 @@ def init_single_subject_wf(
         `cpu`, `cuda` or `cuda:N`.
     omp_nthreads : int, default 1
         Threads of one step.
-    mem_gb : float, default 8.0
+    mem_gb : float, default 5.0
         Memory to reserve for the network, GB.
     random_seed : int, default 0
         Seed of NumPy, torch and the affine's sampling.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmln_pipeline.atlases import TemplateSource
 from mmln_pipeline.templates import EMBEDDED, TISSUES
-from mmln_pipeline.workflows.outputs import Provenance
 from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance
 
 
 @dataclass(frozen=True)

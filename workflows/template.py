@@ -9,9 +9,10 @@ from mmln_pipeline.interfaces import ApplyMMLNTransform, MeasureVolumes
 from mmln_pipeline.workflows.alignment import init_alignment_wf
 from mmln_pipeline.workflows.derivatives import init_derivatives_wf
 from mmln_pipeline.workflows.evaluation import init_evaluation_wf
-from mmln_pipeline.workflows.outputs import Provenance, derivative_paths, figure_paths, is_of_scan
+from mmln_pipeline.workflows.outputs import derivative_paths, figure_paths, is_of_scan
 from mmln_pipeline.workflows.registration import init_registration_wf
 from mmln_pipeline.workflows.scans import Scan
+from mmln_pipeline.workflows.sidecars import Provenance
 from mmln_pipeline.workflows.targets import Target
 
 
@@ -29,7 +30,7 @@ def init_template_wf(
     topology: str = "strict",
     device: str = "cpu",
     omp_nthreads: int = 1,
-    mem_gb: float = 8.0,
+    mem_gb: float = 5.0,
     random_seed: int = 0,
     name: str = "template_wf",
 ) -> pe.Workflow:
@@ -63,7 +64,7 @@ def init_template_wf(
         `cpu`, `cuda` or `cuda:N`.
     omp_nthreads : int, default 1
         Threads of one step.
-    mem_gb : float, default 8.0
+    mem_gb : float, default 5.0
         Memory to reserve for the network, GB.
     random_seed : int, default 0
         Seed of NumPy, torch and the affine's sampling.
