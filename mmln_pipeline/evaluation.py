@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from nibabel import Nifti1Image
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -183,6 +184,29 @@ def score_overlap(brain: NDArray, before: NDArray, after: NDArray) -> dict[str, 
     masks = {"before": before, "after": after}
     overlap = {name: metrics.dice(filled, (mask != 0).astype(np.uint8)) for name, mask in masks.items()}
     return {"brain_overlap": {name: dice.get("1") for name, dice in overlap.items()}}
+
+
+def score_field_of_view(mask: Nifti1Image) -> dict[str, float]:
+    """Tell whether the field of view cuts the brain.
+
+    Parameters
+    ----------
+    mask : Nifti1Image
+        Brain (non-zero) on the image's own grid.
+
+    Returns
+    -------
+    dict
+        ``brain_cut_cm2``: the largest area of brain on one face of the grid, cm2; 0 where it is whole.
+    """
+    brain = np.asanyarray(mask.dataobj) != 0
+    voxel = voxel_sizes(mask.affine)
+    areas = [
+        np.take(brain, end, axis=axis).sum() * np.prod(np.delete(voxel, axis)) / 100
+        for axis in range(3)
+        for end in (0, -1)
+    ]
+    return {"brain_cut_cm2": float(max(areas))}
 
 
 def score_affine(matrix: NDArray[np.float64]) -> dict[str, dict[str, float]]:

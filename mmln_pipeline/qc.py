@@ -91,6 +91,14 @@ CHECKS = (
         is_needed=True,
     ),
     Check(
+        name="brain on the border of the image, cm2",
+        path=("brain_cut_cm2",),
+        look=15.0,
+        fail=80.0,
+        meaning="the field of view cuts a part of the brain off, and the warp makes it up",
+        source="0 on whole heads, a few where the neck ends, 43 for a scan without vertex, about 130 for half a brain",
+    ),
+    Check(
         name="correlation of intensities in the brain",
         path=("similarity", "brain_correlation", "after"),
         look=0.75,

@@ -283,7 +283,9 @@ def _score(
     fixed, moving = network.fixed[0, 0].numpy(), network.moving[0, 0].numpy()
     scores["similarity"] = evaluation.score_similarity(fixed, moving, warped, network.brain)
     scores |= evaluation.score_contrast(fixed, moving)
-    outline = _moving_brain(pair, result.affine, network.grid)
+    mask = volumes.brain_mask(pair.moving) if pair.moving_mask is None else pair.moving_mask
+    scores |= evaluation.score_field_of_view(mask)
+    outline = _carry(mask, result.affine, network.grid)
     moved = fields.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy() >= 0.5
     scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(result.affine)
     scores["inverse_consistency_mm"] = metrics.inverse_consistency(
@@ -292,9 +294,8 @@ def _score(
     return scores | {"qc": qc.judge(scores)}
 
 
-def _moving_brain(pair: Pair, matrix: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
+def _carry(mask: Nifti1Image, matrix: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
     """Return where the linearly aligned moving brain lies on the network grid."""
-    mask = volumes.brain_mask(pair.moving) if pair.moving_mask is None else pair.moving_mask
     return np.asarray(volumes.conform(mask, grid, affine=matrix, interpolation="nearest").dataobj) != 0
 
 

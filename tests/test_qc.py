@@ -19,6 +19,7 @@ from mmln_pipeline.weights import save_model
 
 SHAPE = (40, 44, 48)
 GOOD = {
+    "brain_cut_cm2": 0.0,
     "brain_overlap": {"before": 0.96, "after": 0.99},
     "similarity": {
         "brain_correlation": {"before": 0.6, "after": 0.95},
@@ -238,3 +239,12 @@ def test_the_command_warns(run, tmp_path, capsys):
     said = capsys.readouterr()
     assert "Quality    fail" in said.out and "mmln: warning: quality check: fail: brain overlap" in said.err
     assert json.loads((tmp_path / "out/metrics.json").read_text())["qc"]["verdict"] == "fail"
+
+
+def test_a_brain_that_the_field_of_view_cuts_is_seen():
+    data = np.zeros((20, 30, 40), np.uint8)
+    data[4:14, 5:25, 6:] = 1
+    image = nib.Nifti1Image(data, np.diag([-2.0, 3.0, 1.0, 1.0]))
+    assert evaluation.score_field_of_view(image) == {"brain_cut_cm2": pytest.approx(10 * 20 * 2 * 3 / 100)}
+    data[..., -1] = 0
+    assert evaluation.score_field_of_view(nib.Nifti1Image(data, image.affine)) == {"brain_cut_cm2": 0.0}

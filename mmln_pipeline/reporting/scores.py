@@ -62,6 +62,7 @@ SCORES = (
         "Brain masks of image and template; 1 is best.",
         ("brain_overlap", "before"),
     ),
+    Score("Brain on the border (cm2)", ("brain_cut_cm2",), ".0f", "More than a few: the field of view cuts the brain."),
     Score(
         "Folded voxels in the brain (%)",
         ("folding_percent_brain",),
