@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmln_pipeline import __version__
+from mmln_pipeline.agreement import label_agreement
 from mmln_pipeline.averaging import Average, average_images
 from mmln_pipeline.bids_app.checks import check_paths
 from mmln_pipeline.bids_app.config import Config
@@ -15,7 +16,7 @@ from mmln_pipeline.bids_app.results import Results, find_results
 from mmln_pipeline.interfaces.derivatives import put_file, put_text, to_json
 from mmln_pipeline.labels import load_label_table
 from mmln_pipeline.reporting.group import write_group_report
-from mmln_pipeline.reporting.group_table import GroupTable
+from mmln_pipeline.reporting.group_table import GroupTable, add_agreement
 from mmln_pipeline.templates import template_name
 from mmln_pipeline.volumes import normalize_intensity, save_image
 from mmln_pipeline.workflows import outputs, sidecars
@@ -70,7 +71,8 @@ def write_group(config: Config, template: str, results: Results) -> None:
     results : Results
         What the participant level left.
     """
-    root, table = config.output_dir, GroupTable(results.records)
+    root = config.output_dir
+    table = GroupTable(add_agreement(results.records, label_agreement(results.labels)))
     t1w = average_images(results.images["t1w_std"], normalize_intensity)
     log_jacobian = average_images(results.images["log_jacobian"])
     missing = [*results.missing, *_name_refused(results, t1w, log_jacobian)]

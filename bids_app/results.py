@@ -12,7 +12,7 @@ from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.bids_app.parser import UsageError
 from mmln_pipeline.reporting.group_table import Value, flatten
 from mmln_pipeline.result import describe_doubt
-from mmln_pipeline.workflows.outputs import derivative_paths
+from mmln_pipeline.workflows.outputs import derivative_paths, std_labels_path
 from mmln_pipeline.workflows.scans import Scan, common_stem
 
 IMAGES = ("t1w_std", "log_jacobian")
@@ -29,12 +29,15 @@ class Results:
         Flat scores of each scan by its entities, sorted.
     images : dict of str to dict of str to Path
         Files of each kind in `IMAGES`, by scan.
+    labels : dict of str to Path
+        The labels that came with scans, on the template's grid, where there are any.
     missing : list of (str, str)
         Scan or subject, and what is missing.
     """
 
     records: dict[str, dict[str, Value]] = field(default_factory=dict)
     images: dict[str, dict[str, Path]] = field(default_factory=lambda: {kind: {} for kind in IMAGES})
+    labels: dict[str, Path] = field(default_factory=dict)
     missing: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -139,6 +142,9 @@ def _collect(root: Path, scan: Scan, template: str, several: bool, results: Resu
     results.records[scan.stem] = record
     if record["template"] != template:
         return  # one error is said about all of these
+    labels = root / std_labels_path(scan, template)
+    if labels.is_file():
+        results.labels[scan.stem] = labels
     for kind in IMAGES:
         if (root / paths[kind]).is_file():
             results.images[kind][scan.stem] = root / paths[kind]

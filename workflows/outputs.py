@@ -65,7 +65,7 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, sev
         paths["atlas_dseg"] = f"{head}_space-T1w_seg-{atlas}_dseg.nii.gz"
         paths["atlas_volumes"] = f"{head}_space-T1w_seg-{atlas}_volumes.tsv"
     if scan.has("dseg"):
-        paths["dseg_std"] = f"{head}_space-{template}_dseg.nii.gz"
+        paths["dseg_std"] = std_labels_path(scan, template)
     if scan.has("lesion"):
         paths["lesion_std"] = f"{head}_space-{template}_label-lesion_mask.nii.gz"
     if scan.others:
@@ -73,6 +73,11 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, sev
         for number, image in enumerate(scan.images, start=1):
             paths[f"orig_xfm_{number}"] = f"{image.folder}/{image.stem}_from-orig_to-T1w_mode-image_xfm.h5"
     return paths
+
+
+def std_labels_path(scan: Scan, template: str) -> str:
+    """Name a scan's own labels on the template's grid, relative to the output directory."""
+    return f"{scan.folder}/{scan.stem}_space-{template}_dseg.nii.gz"
 
 
 def is_of_scan(key: str) -> bool:

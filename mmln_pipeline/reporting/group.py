@@ -223,7 +223,12 @@ def _structure_plot(table: GroupTable, names: Mapping[str, str], svg: Path) -> d
     medians = {name: float(np.median(values)) for name, values in named.items()}
     best, worst = max(medians, key=medians.__getitem__), min(medians, key=medians.__getitem__)
     text = f"Box plot of {len(named)} structures: medians from {medians[worst]:.3f} ({worst})"
-    return {"alt": f"{text} to {medians[best]:.3f} ({best}).", "source": _read_as_uri(svg)}
+    whose = "the template's" if table.are_structures_the_templates else "those of all other images, in template space"
+    return {
+        "alt": f"{text} to {medians[best]:.3f} ({best}).",
+        "caption": f"Overlap (Dice) of each label with {whose}, over all images with labels; 1 is best.",
+        "source": _read_as_uri(svg),
+    }
 
 
 def _image_figures(

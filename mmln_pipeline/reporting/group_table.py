@@ -40,6 +40,8 @@ WATCHED = {
     "affine_rotation_degrees": 5.0,
 }
 STRUCTURE_PREFIX = "dice_per_label_"
+AGREEMENT = "label_agreement"
+AGREEMENT_PREFIX = f"{AGREEMENT}_per_label_"
 # Known from the scan's name, of no use in a table, or not one value a scan.
 LEFT_OUT = ("subject", "session", "versions")
 SECONDS = "seconds_total"
@@ -78,6 +80,36 @@ def flatten(record: Mapping[str, Any]) -> dict[str, Value]:
     """
     kept = {path: value for path, value in leaves(record) if path[0] not in LEFT_OUT}
     return {column(path): _plain(value) for path, value in kept.items()}
+
+
+def add_agreement(
+    records: Mapping[str, Mapping[str, Value]], agreement: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, Value]]:
+    """Add the overlap of each scan's labels with those of all others to the flat records.
+
+    Parameters
+    ----------
+    records : mapping of str to mapping
+        Flat records by scan.
+    agreement : mapping of str to mapping of str to float
+        By scan and label; scans without labels are not in it.
+
+    Returns
+    -------
+    dict
+        The records; the mean is ``label_agreement``, that of each label ``label_agreement_per_label_N``.
+
+    Examples
+    --------
+    >>> add_agreement({"sub-1": {"dice": None}}, {"sub-1": {"4": 0.5, "11": 1.0}})["sub-1"]["label_agreement"]
+    0.75
+    """
+    found: dict[str, dict[str, Value]] = {}
+    for scan, record in records.items():
+        labels = agreement.get(scan, {})
+        mean = {AGREEMENT: sum(labels.values()) / len(labels)} if labels else {}
+        found[scan] = {**record, **mean, **{f"{AGREEMENT_PREFIX}{label}": value for label, value in labels.items()}}
+    return found
 
 
 def _plain(value: Any) -> Value:
@@ -156,9 +188,17 @@ class GroupTable:
 
     @cached_property
     def structures(self) -> dict[str, list[float]]:
-        """Dice of each structure in all scans that have it."""
-        names = [name for name in self.columns if name.startswith(STRUCTURE_PREFIX)]
-        found = {name.removeprefix(STRUCTURE_PREFIX): list(self.numbers(name).values()) for name in names}
+        """Dice of each structure in all scans that have it: with the template's, or else with the other scans'."""
+        return self._by_label(STRUCTURE_PREFIX) or self._by_label(AGREEMENT_PREFIX)
+
+    @property
+    def are_structures_the_templates(self) -> bool:
+        """Whether `structures` compares with the template's labels."""
+        return bool(self._by_label(STRUCTURE_PREFIX))
+
+    def _by_label(self, prefix: str) -> dict[str, list[float]]:
+        names = [name for name in self.columns if name.startswith(prefix)]
+        found = {name.removeprefix(prefix): list(self.numbers(name).values()) for name in names}
         return {name: values for name, values in found.items() if values}
 
     @cached_property

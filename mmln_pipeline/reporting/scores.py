@@ -35,6 +35,12 @@ class Score:
 SCORES = (
     Score("Dice, mean over labels", ("dice",), ".3f", "Overlap of labels; 1 is best.", ("dice_before",)),
     Score(
+        "Agreement of labels, mean",
+        ("label_agreement",),
+        ".3f",
+        "Overlap with the labels of all other images in template space; 1 is best.",
+    ),
+    Score(
         "Similarity, global correlation",
         ("similarity", "global_correlation", "after"),
         ".3f",
