@@ -218,6 +218,7 @@ def _structure_plot(table: GroupTable, names: Mapping[str, str], svg: Path) -> d
     """Draw Dice of the structures, if there is any; numbers with a name are shown with it."""
     if not table.structures:
         return None
+    names = names if table.are_structures_the_templates else {}
     named = {f"{names[key]} ({key})" if key in names else key: values for key, values in table.structures.items()}
     group_figures.plot_structures(named, svg)
     medians = {name: float(np.median(values)) for name, values in named.items()}
