@@ -28,6 +28,18 @@ from mmln_pipeline.metrics import dice
 
 CORTEX = range(100, 208)
 """Cortical labels of the Neuromorphometrics protocol."""
+DIGITS = {
+    "dice28": 4,
+    "dice_cortex": 4,
+    "folds_brain_percent": 4,
+    "ndv_percent": 4,
+    "sdlogj": 3,
+    "tc": 3,
+    "hd95_mm": 2,
+    "seconds": 1,
+    "peak_memory_mb": 0,
+}
+"""Columns of the table in markdown, and their decimals."""
 FEWEST_FOLDS = 1e-5
 """Where the figure's logarithmic axis puts fields without a fold, percent."""
 
@@ -116,8 +128,13 @@ def summarize(rows: pd.DataFrame, peers: Path) -> pd.DataFrame:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """Return a table in markdown, numbers rounded to four digits, with a line on the machine."""
-    text = table.to_markdown(index=False, floatfmt=".4f", missingval="")
+    """Return the table in markdown, each column with the digits that mean something, and a line on the machine."""
+    written = pd.DataFrame({"method": table["method"]})
+    for name, digits in DIGITS.items():
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        written[name] = [f"{value:.{digits}f}" if pd.notna(value) else "" for value in numbers]
+    written["from"] = table["source"]
+    text = written.to_markdown(index=False, disable_numparse=True)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
     return (
         f"{text}\n\nMeans over the pairs. Our rows: this run, {machine}; seconds are those of the registration alone, "
