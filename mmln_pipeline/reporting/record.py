@@ -128,8 +128,8 @@ def _topology(record: Record) -> str:
     before, after = (write_number(certificate.get(key), ".2g") for key in ("ndv_percent_before", "ndv_percent"))
     if certificate["rounds"] == 0:
         return "free of folds as it came (NDV 0%)"
-    cells = certificate.get("cells_repaired", 0)
-    return f"{cells} cells repaired in {certificate['rounds']} rounds: NDV {before}% before, {after}% after"
+    cells, rounds = certificate.get("cells_repaired", 0), certificate["rounds"]
+    return f"{cells} cells repaired in {rounds} round{'s' * (rounds != 1)}: NDV {before}% before, {after}% after"
 
 
 def _labels(record: Record) -> str:
