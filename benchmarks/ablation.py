@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,16 @@ import pandas as pd
 import tomli_w
 import torch
 
-from mmln_pipeline.devices import autocast, resolve_device
+from mmln_pipeline.devices import autocast
 from mmln_pipeline.files import write_text
 from mmln_pipeline.network import MMLN
 from mmln_pipeline.training import train
+from mmln_pipeline.training.config import tomllib
 from mmln_pipeline.training.data import Volume, load_pack, validation_pairs
 from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+CPU = torch.device("cpu")
 
 
 def list_runs(plan: dict[str, Any], root: Path) -> list[tuple[str, int, dict[str, Any]]]:
@@ -68,14 +65,11 @@ def folder_name(name: str, seed: int) -> str:
 
 @torch.no_grad()
 def measure_seconds(model: MMLN, volumes: list[Volume], levels: int) -> float:
-    """Return how long the network takes for one pair, without the levels never taught; the first pair warms up."""
-    seconds = []
-    for pair in validation_pairs(volumes):
-        images = [volume.image[None].float() / 255 for volume in pair]
-        begin = time.perf_counter()
-        model.run(images[0], images[1], levels)
-        seconds.append(time.perf_counter() - begin)
-    return seconds[-1]
+    """Return how long a network that has run before takes for one pair, without the levels never taught."""
+    fixed, moving = (volume.image[None].float() / 255 for volume in next(validation_pairs(volumes)))
+    begin = time.perf_counter()
+    model.run(fixed, moving, levels)
+    return time.perf_counter() - begin
 
 
 def main() -> None:
@@ -91,10 +85,10 @@ def main() -> None:
         run = options.runs / folder_name(name, seed)
         write_text(run / "config.toml", tomli_w.dumps(config))
         model, card = load_model(train(run / "config.toml", device="cpu"))
-        volumes = load_pack(Path(config["data"]["pack"]), "validation", resolve_device("cpu"))
+        volumes = load_pack(Path(config["data"]["pack"]), "validation", CPU)
         levels = max(level for stage in config["stages"] for level in stage["levels"])
         hours = sum(card["training"]["hours"].values())
-        with autocast(torch.device("cpu")):
+        with autocast(CPU):
             scores = validate(model, volumes, levels) | {"seconds": measure_seconds(model, volumes, levels)}
         rows.append({"variant": name, "seed": seed, **scores, "training_minutes": 60 * hours})
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)

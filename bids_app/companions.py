@@ -6,12 +6,12 @@ from pathlib import Path
 
 import nibabel as nib
 from bids.layout import BIDSLayout
-from nibabel.filebasedimages import ImageFileError
 
 from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.bids_app.filters import IMAGES, Filters
 from mmln_pipeline.bids_app.parser import UsageError
 from mmln_pipeline.spaces import why_not_same_space
+from mmln_pipeline.volumes import UNREADABLE
 
 NATIVE_SPACES = (None, "T1w", "orig")
 NO_PLACE = ("suffix", "extension", "datatype")
@@ -143,7 +143,7 @@ def _only(fitting: Sequence[Path], image, kind: str, mend: str) -> Path | None:
         return None
     try:
         reason = why_not_same_space(nib.load(fitting[0]), nib.load(image.path))
-    except (ImageFileError, OSError, EOFError, ValueError):
+    except UNREADABLE:
         return fitting[0]  # what cannot be read fails alone, when its turn comes
     if reason:
         raise UsageError(

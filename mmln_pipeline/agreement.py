@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from mmln_pipeline.grids import Grid
+from mmln_pipeline.grids import Grid, on_most_common_grid
 from mmln_pipeline.volumes import load_labels
 
 
@@ -39,14 +39,13 @@ def label_agreement(paths: Mapping[str, Path]) -> dict[str, dict[str, float]]:
             image = load_labels(path, name="labels")
         except (OSError, ValueError):
             continue
-        grid = Grid.of(image)
-        grids[name] = (*grid.shape, *grid.affine.round(3).ravel())
+        grids[name] = Grid.of(image)
         places[name] = _find_places(np.asanyarray(image.dataobj))
     if not grids:
         return {}
-    common = Counter(grids.values()).most_common(1)[0][0]
-    kept = {name: places[name] for name, grid in grids.items() if grid == common}
-    n_voxels, n_others = int(np.prod(common[:3])), len(kept) - 1
+    common = on_most_common_grid(list(grids.values()))
+    kept = {name: places[name] for name, grid in grids.items() if grid.matches(common)}
+    n_voxels, n_others = math.prod(common.shape), len(kept) - 1
     found: dict[str, dict[str, float]] = {name: {} for name in kept} if n_others else {}
     for number in sorted({number for labels in kept.values() for number in labels}) if n_others else ():
         holders = {name: labels[number] for name, labels in kept.items() if number in labels}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +10,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel import Nifti1Image
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
-from mmln_pipeline.grids import Grid, new_image
+from mmln_pipeline.grids import Grid, new_image, on_most_common_grid
 from mmln_pipeline.statistics import RunningMoments
+from mmln_pipeline.volumes import UNREADABLE
 
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
-_DECIMALS_MM = 3
 _BACKGROUND = 1e-3  # of the largest value: resampling leaves such traces round a brain
 
 
@@ -68,15 +63,14 @@ def average_images(paths: Mapping[str, Path], prepare: Callable[[np.ndarray], np
     headers, refused = _read_headers(paths)
     if not headers:
         return Average(refused=refused)
-    common = Counter(_grid_key(image) for image in headers.values()).most_common(1)[0][0]
-    grid = next(image for image in headers.values() if _grid_key(image) == common)
+    grid = on_most_common_grid(list(headers.values()))
     moments, support, names = RunningMoments(Grid.of(grid).shape), np.zeros(grid.shape[:3], np.uint32), []
     for name, image in headers.items():
         try:
             array = _read_array(image, grid)
             array = array if prepare is None else prepare(array)
             moments.add(array)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             refused[name] = " ".join(str(error).split())
             continue
         strength = np.abs(array)
@@ -99,14 +93,9 @@ def _read_headers(paths: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, 
             image: Any = nib.load(path)
             Grid.of(image)
             headers[name] = image
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             refused[name] = f"cannot be read ({' '.join(str(error).split())})"
     return headers, refused
-
-
-def _grid_key(image: Nifti1Image) -> tuple[Any, ...]:
-    """Return what images on one grid have in common."""
-    return (tuple(image.shape), *(np.round(image.affine, _DECIMALS_MM) + 0.0).ravel().tolist())
 
 
 def _read_array(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +16,9 @@ GRID_SHAPE = (160, 192, 224)
 """Size of the network's grid in voxels of 1 mm."""
 GRID_AXES = ("L", "I", "A")
 """Direction in which each of its axes points: left, inferior, anterior."""
-_SAME_GRID_MM = 1e-3
+_SAME_GRID_MM, _DECIMALS_MM = 1e-3, 3
+Lattice = TypeVar("Lattice", bound=Any)
+"""A `Grid`, or an image, which has shape and affine too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +121,22 @@ def check_affine(matrix: np.ndarray, name: str) -> np.ndarray:
     return matrix
 
 
+def on_most_common_grid(images: Sequence[Lattice]) -> Lattice:
+    """Return the first image on the grid that most images have.
+
+    Parameters
+    ----------
+    images : sequence of Nifti1Image or Grid
+        At least one. They share a grid where shapes are equal, and affines to within 0.001 mm.
+
+    Returns
+    -------
+    Nifti1Image or Grid
+    """
+    keys = [(tuple(image.shape), *(np.round(image.affine, _DECIMALS_MM) + 0.0).ravel().tolist()) for image in images]
+    return images[keys.index(Counter(keys).most_common(1)[0][0])]
+
+
 def new_image(data: np.ndarray, grid: Nifti1Image | Grid, like: Nifti1Image | None = None) -> Nifti1Image:
     """Make an image on a grid, with a header that every reader understands alike.
 
@@ -136,7 +157,7 @@ def new_image(data: np.ndarray, grid: Nifti1Image | Grid, like: Nifti1Image | No
     """
     affine = Grid.of(grid).affine
     like = like if like is not None else (None if isinstance(grid, Grid) else grid)
-    code = _space_code(like)
+    code = 1 if like is None else space_code(like) or 1
     # Naming the type lets 64-bit integers through, which nibabel else refuses.
     image = Nifti1Image(data, affine, dtype=data.dtype)
     image.header.set_xyzt_units("mm")
@@ -147,8 +168,8 @@ def new_image(data: np.ndarray, grid: Nifti1Image | Grid, like: Nifti1Image | No
     return image
 
 
-def _space_code(image: Nifti1Image | None) -> int:
-    """Return the NIfTI space code of an image, 1 (scanner) where it has none."""
-    if image is None or not isinstance(image, Nifti1Image):
+def space_code(image: Nifti1Image) -> int:
+    """Return the NIfTI code of the space that an image's affine leads to; formats without one are the scanner's (1)."""
+    if not isinstance(image, Nifti1Image):
         return 1
-    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or 1
+    return int(image.header["sform_code"]) or int(image.header["qform_code"])

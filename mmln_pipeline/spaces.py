@@ -6,7 +6,7 @@ import numpy as np
 from nibabel import Nifti1Image
 from nibabel.affines import apply_affine
 
-from mmln_pipeline.grids import Grid
+from mmln_pipeline.grids import Grid, space_code
 from mmln_pipeline.volumes import conform
 
 SUBJECT_CODES = (1, 2)
@@ -35,7 +35,7 @@ def why_not_same_space(image: Nifti1Image, reference: Nifti1Image) -> str | None
     """
     if Grid.of(reference).matches(image):
         return None
-    codes = [_code(image), _code(reference)]
+    codes = [space_code(image), space_code(reference)]
     if 0 in codes:
         return f"they lie on different grids and a header names no space (codes {codes[0]} and {codes[1]})"
     if codes[0] != codes[1] and not set(codes) <= set(SUBJECT_CODES):
@@ -75,13 +75,6 @@ def labels_on_grid(labels: Nifti1Image, reference: Nifti1Image, name: str, refer
     if not np.asanyarray(moved.dataobj).any():
         raise ValueError(f"{name}: nothing of it lies inside {reference_name}")
     return moved
-
-
-def _code(image: Nifti1Image) -> int:
-    """Return the code of the space that an image's affine leads to; formats without one are the scanner's."""
-    if not isinstance(image, Nifti1Image):
-        return SUBJECT_CODES[0]
-    return int(image.header["sform_code"]) or int(image.header["qform_code"])
 
 
 def _cover(image: Nifti1Image, reference: Nifti1Image) -> float:

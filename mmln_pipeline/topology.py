@@ -99,7 +99,7 @@ def enforce(displacement: Tensor, max_rounds: int = MAX_ROUNDS) -> Repair:
     is_finite = bool(torch.isfinite(displacement).all())
     while is_finite and rounds < max_rounds and bool(_folds(smallest).any()):
         if result is displacement:
-            result, inverted, smallest = displacement.clone(), inverted.clone(), smallest.clone()
+            result = displacement.clone()
         for window in _find_windows(_folds(smallest), _reach(rounds)):
             _smooth(crop(result, window), smallest, window, rounds)
             changed = tuple(slice(max(0, s.start - 1), s.stop) for s in window)

@@ -39,7 +39,8 @@ N4_ITERATIONS = (30, 20, 20)
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 # Columns: where a step along each grid axis leads in RAS+ mm (left, inferior, anterior).
 _LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+"""What nibabel raises for files that are broken or no images."""
 _TOP_PERCENTILE = 99.5
 # Below this share of the brightest tissue a voxel is background: resampling leaves such traces round a brain.
 _BACKGROUND = 1e-3
@@ -374,7 +375,7 @@ def _read(path: Path, name: str) -> tuple[Nifti1Image, np.ndarray]:
     try:
         image: Any = nib.load(path)
         data = np.asanyarray(image.dataobj)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         cause = " ".join(str(error).split())
         raise ValueError(f"{name} {path}: cannot be read ({cause}); restore the file") from error
     if data.dtype.kind not in "iuf":

@@ -148,9 +148,8 @@ class RunObjective:
         fixed, moving = crop(fixed, own), crop(moving, around)
         if fixed.shape[1] == 1:
             fixed, moving = self._one_hot(fixed), self._one_hot(moving)
-        step = resize_field(displacement, fixed.shape[2:])
-        moved = warp(moving, step, origin=[a.start - b.start for a, b in zip(own, around, strict=True)])
-        return self.config.loss.dice * soft_dice_loss(fixed, moved)
+        within = tuple(slice(s.start - a.start, s.stop - a.start) for s, a in zip(own, around, strict=True))
+        return self.config.loss.dice * soft_dice_loss(fixed, self._moved(moving, displacement, within))
 
     def _branch(self, level: int, fixed: Tensor, moving: Tensor, out: LevelOutput, below: LevelOutput | None) -> Tensor:
         """Return the weighted similarity of the slice branch (levels 1, 2) or the core branch (finest level)."""
