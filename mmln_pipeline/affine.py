@@ -180,11 +180,13 @@ def _align(fixed: Nifti1Image, moving: Nifti1Image, scale: float, kind: str, see
     """Optimise a similarity from several starts, then the best of them to a rigid or an affine transform."""
     centre = _centre_of_mass(fixed)
     shifted = from_matvec(np.eye(3), _centre_of_mass(moving) - centre)
+    brain = _coarse(fixed, _SEARCH_SHRINK / 2 * _SPACING_MM)
+    region = _near_brain(brain, _SEARCH_RIM / 2)
     tried = []
-    for start in (shifted, *_search(fixed, moving, scale)):
+    for start in (shifted, *_search(brain, region, centre, moving, scale)):
         coarse = _turning(start, centre, kind)
         _optimise(coarse, _LEVELS[:1], fixed, moving, seed, masks)
-        tried.append((_agreement(fixed, moving, matrix_from_sitk(coarse)), coarse))
+        tried.append((_agreement(brain, region, conform(moving, brain, matrix_from_sitk(coarse))), coarse))
     best = max(tried, key=lambda pair: pair[0])[1]
     _optimise(best, _LEVELS[1:2] if kind == "affine" else _LEVELS[1:], fixed, moving, seed, masks)
     if kind == "rigid":
@@ -208,16 +210,17 @@ def _turning(matrix: np.ndarray, centre: np.ndarray, kind: str) -> sitk.Euler3DT
     return transform
 
 
-def _search(fixed: Nifti1Image, moving: Nifti1Image, scale: float) -> list[np.ndarray]:
-    """Find where the moving image resembles the fixed brain in some turn, by correlation on coarse images.
+def _search(
+    brain: Nifti1Image, region: np.ndarray, centre: np.ndarray, moving: Nifti1Image, scale: float
+) -> list[np.ndarray]:
+    """Find where the moving image resembles a coarse brain in some turn, by correlation within a region round it.
 
-    For each turn, Fourier transforms give the correlation coefficient, within the brain and what is next to it, at
-    every place at once. Return the matrices of the best turns, RAS+ mm.
+    For each turn about the brain's centre of mass, Fourier transforms give the correlation coefficient at every place
+    at once. Return the matrices of the best turns, RAS+ mm.
     """
     target = _coarse(moving, _SEARCH_SHRINK * _SPACING_MM)
-    brain = _coarse(fixed, _SEARCH_SHRINK / 2 * _SPACING_MM)
-    values, weights = np.asanyarray(brain.dataobj), _near_brain(brain, _SEARCH_RIM / 2).astype(np.float32)
-    centre, step = _centre_of_mass(fixed), Grid.of(target).spacing[0]
+    values, weights = np.asanyarray(brain.dataobj), region.astype(np.float32)
+    step = Grid.of(target).spacing[0]
     farthest = np.linalg.norm(apply_affine(brain.affine, np.argwhere(weights)) - centre, axis=1).max()
     reach = int(np.ceil(scale * farthest / step))
     offsets = np.indices((2 * reach + 1,) * 3) - reach  # voxels of the target, about the window's middle
@@ -283,11 +286,9 @@ def _near_brain(image: Nifti1Image, rim: float) -> np.ndarray:
     return ndimage.distance_transform_edt(~brain) <= rim
 
 
-def _agreement(fixed: Nifti1Image, moving: Nifti1Image, matrix: np.ndarray) -> float:
-    """Return the mutual information of two images round the fixed brain; outside its grid the moving one is zero."""
-    fixed = _coarse(fixed, 2 * _SPACING_MM)
-    region = _near_brain(fixed, _SEARCH_RIM / 2)
-    pair = [np.asanyarray(image.dataobj)[region] for image in (fixed, conform(moving, fixed, matrix))]
+def _agreement(fixed: Nifti1Image, region: np.ndarray, moved: Nifti1Image) -> float:
+    """Return the mutual information of two images on one grid within a region."""
+    pair = [np.asanyarray(image.dataobj)[region] for image in (fixed, moved)]
     joint = np.histogram2d(pair[0], pair[1], bins=_BINS)[0] / np.count_nonzero(region)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     return float((joint * np.log(joint / independent, where=joint > 0, out=np.zeros_like(joint))).sum())
