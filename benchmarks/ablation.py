@@ -42,14 +42,14 @@ def list_runs(plan: dict[str, Any], root: Path) -> list[tuple[str, int, dict[str
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration with some values of its tables replaced.
+    """Return a configuration with some values of its tables, or all its stages, replaced.
 
     Examples
     --------
     >>> merge({"name": "a", "loss": {"theta": 0, "beta": 1}}, {"loss": {"theta": 2}})
     {'name': 'a', 'loss': {'theta': 2, 'beta': 1}}
     """
-    return base | {key: (base.get(key, {}) | value) for key, value in changes.items()}
+    return base | {key: base.get(key, {}) | value if key != "stages" else value for key, value in changes.items()}
 
 
 def folder_name(name: str, seed: int) -> str:
@@ -85,7 +85,7 @@ def main() -> None:
         run = options.runs / folder_name(name, seed)
         write_text(run / "config.toml", tomli_w.dumps(config))
         model, card = load_model(train(run / "config.toml", device="cpu"))
-        volumes = load_pack(Path(config["data"]["pack"]), "validation", CPU)
+        volumes = load_pack(Path(config["data"]["pack"]), "validation", CPU, config["data"]["halvings"])
         levels = max(level for stage in config["stages"] for level in stage["levels"])
         hours = sum(card["training"]["hours"].values())
         with autocast(CPU):

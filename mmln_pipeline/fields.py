@@ -271,7 +271,7 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     """
     position = displacement.float() + voxel_grid(displacement.shape[2:], displacement.device)
     rows = [torch.gradient(position[:, c], dim=(1, 2, 3)) for c in range(3)]
-    return _determinant(*rows)
+    return determinant(*rows)
 
 
 def ndv(displacement: Tensor) -> Tensor:
@@ -357,13 +357,13 @@ def _block_volumes(position: Tensor) -> tuple[Tensor, Tensor]:
         ((1, 1, 1), ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
     ):  # the middle tetrahedron of either way
         sides = [[a - b for a, b in zip(corner[bits], corner[apex], strict=True)] for bits in others]
-        determinants.append(_determinant(*sides) * (-1 if apex == (1, 1, 1) else 1))
+        determinants.append(determinant(*sides) * (-1 if apex == (1, 1, 1) else 1))
     smallest = torch.minimum(determinants[8], determinants[9]) / 2  # twice a corner's, before the deformation
-    for determinant in determinants[:8]:
-        smallest = torch.minimum(smallest, determinant)
+    for volume in determinants[:8]:
+        smallest = torch.minimum(smallest, volume)
     inverted = torch.zeros_like(smallest)
     if not smallest.min() >= 0:  # true of a NaN as well
-        inverted = sum(((-determinant).clamp(min=0) / 6 for determinant in determinants), inverted) / 2
+        inverted = sum(((-volume).clamp(min=0) / 6 for volume in determinants), inverted) / 2
     return inverted, smallest
 
 
@@ -375,5 +375,6 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-def _determinant(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor]) -> Tensor:
+def determinant(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor]) -> Tensor:
+    """Return the determinant of 3 x 3 matrices, each row given as its three components."""
     return _dot(a, _cross(b, c))

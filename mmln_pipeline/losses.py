@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmln_pipeline.fields import gradient
+from mmln_pipeline.fields import determinant, gradient
 
 FLAT = 1e-7
 """Product of two window variances under which a window counts as flat: images in [0, 1] stored in 8 bits have
@@ -161,6 +161,31 @@ def smoothness_loss(velocity: Tensor) -> Tensor:
     Paper eq. 5, without its factor ``k / 2**(L - p)``, which :func:`level_loss` applies.
     """
     return gradient(velocity.float()).square().sum(dim=(1, 2)).mean()
+
+
+def volume_loss(displacement: Tensor) -> Tensor:
+    """Return the mean squared logarithm of a map's volume change.
+
+    It holds back what SDlogJ measures and leaves a deformation that keeps volumes free to be as large as it needs.
+
+    Parameters
+    ----------
+    displacement : Tensor, shape (B, 3, I, J, K)
+        Voxels.
+
+    Returns
+    -------
+    Tensor, scalar
+        Mean over voxels of ``log(J) ** 2``, J by forward differences and not below 0.01.
+
+    References
+    ----------
+    Leow et al., Statistical properties of Jacobian maps, IEEE TMI 2007 (the penalty on log J of both directions);
+    Burger, Modersitzki and Ruthotto, A hyperelastic regularization energy, SIAM J. Sci. Comput. 2013.
+    """
+    along = gradient(displacement.float()) + torch.eye(3, device=displacement.device).view(1, 3, 3, 1, 1, 1)
+    rows = [row.unbind(1) for row in along.unbind(1)]
+    return determinant(*rows).clamp(min=0.01).log().square().mean()
 
 
 def soft_dice_loss(fixed: Tensor, moved: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mmln_pipeline.losses import (
     similarity_loss,
     smoothness_loss,
     soft_dice_loss,
+    volume_loss,
 )
 
 SHAPE = (7, 8, 9)
@@ -111,6 +112,17 @@ def test_smoothness_weighs_axes_alike_in_voxels(axis):
     ramp = torch.zeros(1, 3, *shape)
     ramp[:, 1] = 0.5 * voxel_grid(shape)[axis]
     assert smoothness_loss(ramp).item() == pytest.approx(0.25 * 39 / 40, rel=1e-5)
+
+
+def test_volume_loss_is_blind_to_a_shear_and_even_for_growth_and_shrinking():
+    grid = voxel_grid(SHAPE)[None]
+    shear, growth = torch.zeros_like(grid), torch.zeros_like(grid)
+    shear[:, 0] = 0.5 * grid[:, 1]
+    growth[:, 1] = 0.25 * grid[:, 1]
+    assert volume_loss(shear) == 0
+    grown = torch.log(torch.tensor(1.25)) ** 2 * (SHAPE[1] - 1) / SHAPE[1]  # the last plane has no neighbour
+    torch.testing.assert_close(volume_loss(growth), grown)
+    torch.testing.assert_close(volume_loss(-growth * 0.8), grown)
 
 
 @pytest.mark.parametrize(("level", "expected"), [(1, 0.5 + 2 / 4 * 3), (2, 0.5 + 2 / 2 * 3), (3, 0.5 + 2 * 3)])

@@ -182,6 +182,21 @@ def test_pairs_are_two_people_and_depend_on_the_seed_alone(project):
     }
 
 
+def test_a_pack_is_halved_with_its_labels(project):
+    whole, halved = (load_pack(project.parent / "pack", "train", torch.device("cpu"), n)[1] for n in (0, 1))
+    assert halved.image.shape[1:] == halved.labels.shape[1:]
+    assert halved.image[0, 1, 2, 3] == round(float(whole.image[0, 2:4, 4:6, 6:8].float().mean()))
+    assert torch.equal(halved.labels, whole.labels[:, ::2, ::2, ::2])
+
+
+def test_both_orders_of_a_pair_and_a_bound_on_volumes_train(project):
+    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\nvolume = 0.1"))
+    project.write_text(project.read_text().replace("[data]", "[data]\nboth_orders = true"))
+    train(project, minutes=1e-9, device="cpu")
+    header, row = (line.split(",") for line in (project.parent / "run" / "log.csv").read_text().splitlines())
+    assert float(row[header.index("volume")]) >= 0
+
+
 def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):
     volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))[1:]
     plain, mirrored = None, None

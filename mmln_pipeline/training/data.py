@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmln_pipeline.fields import downsample
 from mmln_pipeline.training.config import DataConfig, DatasetConfig
 
 RECIPE = "n4+affine+lia1mm+p99.5/1"
@@ -133,7 +134,7 @@ class Volume:
     labels: Tensor
 
 
-def load_pack(folder: Path, split: str, device: torch.device) -> list[Volume]:
+def load_pack(folder: Path, split: str, device: torch.device, halvings: int = 0) -> list[Volume]:
     """Read one split of a pack.
 
     Parameters
@@ -142,6 +143,8 @@ def load_pack(folder: Path, split: str, device: torch.device) -> list[Volume]:
     split : {"train", "validation"}
     device : torch.device
         Where the volumes are kept.
+    halvings : int, default=0
+        Times that the grid is halved: images by averaging, labels by every second voxel.
 
     Returns
     -------
@@ -160,6 +163,9 @@ def load_pack(folder: Path, split: str, device: torch.device) -> list[Volume]:
         with np.load(folder / f"{entry['name']}.npz") as arrays:
             image = torch.from_numpy(arrays["image"])[None].to(device)
             labels = torch.from_numpy(arrays["labels"])[None].to(device) if "labels" in arrays else image[:0].short()
+        for _ in range(halvings):
+            image = downsample(image[None].float())[0].round().to(torch.uint8)
+            labels = labels[:, ::2, ::2, ::2]
         volumes.append(Volume(entry["name"], entry["person"], image, labels))
     return volumes
 
@@ -187,6 +193,10 @@ class TrainingPair:
     fixed: Tensor
     moving: Tensor
     labels: tuple[Tensor, Tensor] | None
+
+    def swapped(self) -> TrainingPair:
+        """Return the pair in the other order."""
+        return TrainingPair(self.moving, self.fixed, self.labels[::-1] if self.labels else None)
 
 
 def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Generator) -> TrainingPair:

@@ -120,8 +120,8 @@ class Trainer:
         )
         self.fabric.launch()
         self.fabric.seed_everything(config.seed, verbose=False)
-        self.volumes = load_pack(pack, "train", self.fabric.device)
-        self.validation = load_pack(pack, "validation", self.fabric.device)
+        self.volumes = load_pack(pack, "train", self.fabric.device, config.data.halvings)
+        self.validation = load_pack(pack, "validation", self.fabric.device, config.data.halvings)
         self.model = MMLN(config.network).to(self.fabric.device)
         if config.initial_weights:
             weights, _ = load_model(config.initial_weights)
@@ -188,18 +188,19 @@ class Trainer:
         plan, step = self.config.stages[stage], self.progress.step
         generator = np.random.default_rng([self.config.seed, stage, step])
         count = self.config.optimization.batch_size
-        batch = _stack([draw_pair(self.volumes, self.config.data, generator) for _ in range(count)])
+        drawn = [draw_pair(self.volumes, self.config.data, generator) for _ in range(count)]
+        batch = _stack([*drawn, *(pair.swapped() for pair in drawn)] if self.config.data.both_orders else drawn)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
-        taught = [level - 1 for level in plan.levels]
-        shares = {p: objective.shares(batch.labels, p) for p in taught}
+        levels = [level - 1 for level in plan.levels]
+        shares = {p: objective.shares(batch.labels, p) for p in levels}
         pairs = self.model.pyramid(batch.fixed, batch.moving)
         runs = self.model.schedule(self.config.taught(stage))
-        last = max(i for i, p in enumerate(runs) if p in taught)
+        last = max(i for i, p in enumerate(runs) if p in levels)
         below: LevelOutput | None = None
         history = []
         for i, p in enumerate(runs[: last + 1]):
-            if p not in taught:
+            if p not in levels:
                 with self.fabric.autocast(), torch.set_grad_enabled(not plan.is_frozen(step)):
                     below = self.model.run_level(p, *pairs[p], below)
                 continue

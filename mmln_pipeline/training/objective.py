@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmln_pipeline.fields import Window, crop, downsample, resize_field, warp
 from mmln_pipeline.labels import structures28
-from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss
+from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
 from mmln_pipeline.network import MMLN, LevelOutput
 from mmln_pipeline.training.config import TrainConfig
 
@@ -63,7 +63,7 @@ class RunObjective:
         Returns
         -------
         losses : dict of str to Tensor
-            ``loss``, ``similarity``, ``smoothness``, ``branch``, ``dice``; scalars.
+            ``loss``, ``similarity``, ``smoothness``, ``branch``, ``volume``, ``dice``; scalars.
         out : LevelOutput
             On the window when there is one.
         """
@@ -73,6 +73,7 @@ class RunObjective:
             "similarity": self._similarity(fixed, moving, out.displacement, window),
             "smoothness": smoothness_loss(out.velocity if adds else out.residual),
             "branch": self._branch(level, fixed, moving, out, below),
+            "volume": self._volume(out.displacement),
             "dice": self._dice(shares, out.displacement, window),
         }
         loss = level_loss(
@@ -81,7 +82,7 @@ class RunObjective:
             parts["similarity"],
             parts["smoothness"],
             self.config.smoothing(level),
-            parts["branch"] + parts["dice"],
+            parts["branch"] + parts["volume"] + parts["dice"],
         )
         return {"loss": loss, **parts}, out
 
@@ -134,6 +135,10 @@ class RunObjective:
         moved = self._moved(moving, displacement, window)
         loss = self.config.loss
         return similarity_loss(crop(fixed, window) if window else fixed, moved, loss.similarity, loss.window)
+
+    def _volume(self, displacement: Tensor) -> Tensor:
+        weight = self.config.loss.volume
+        return weight * volume_loss(displacement) if weight else torch.zeros((), device=displacement.device)
 
     def _dice(self, shares: tuple[Tensor, Tensor] | None, displacement: Tensor, window: Window | None) -> Tensor:
         """Return the weighted Dice loss; 0 without labels."""
