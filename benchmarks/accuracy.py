@@ -54,14 +54,14 @@ class Method:
         Bundled name or weights file.
     refine : int or str
     topology : str
-    smoothing : float
-        Regularisation parameter of the refinement.
+    volume : float
+        What the refinement charges for volume changes.
     """
 
     model: str
     refine: int | str = 0
     topology: str = "strict"
-    smoothing: float = refinement.SMOOTHING
+    volume: float = refinement.VOLUME
 
     @property
     def name(self) -> str:
@@ -69,15 +69,14 @@ class Method:
         stem = Path(self.model).stem
         if not self.refine:
             return f"{stem}, network only" + (" (topology off)" if self.topology == "off" else "")
-        weight = "" if self.smoothing == refinement.SMOOTHING else f" (smoothing {self.smoothing:g})"
+        weight = "" if self.volume == refinement.VOLUME else f" (volume weight {self.volume:g})"
         return f"{stem}, refined{weight}"
 
 
-def list_methods(models: list[str], smoothings: list[float]) -> list[Method]:
-    """Return the rows of the table: each model raw and fold-free, and the first one refined in several ways."""
-    methods = [Method(model, topology=topology) for model in models for topology in ("off", "strict")]
-    methods += [Method(model, "auto") for model in models]
-    return methods + [Method(models[0], "auto", smoothing=k) for k in smoothings]
+def list_methods(models: list[str], refined: list[str], volumes: list[float]) -> list[Method]:
+    """Return the rows of the table: models as the network alone, some refined, the first with and without more."""
+    methods = [Method(models[0], topology="off"), *map(Method, models), *(Method(model, "auto") for model in refined)]
+    return methods + [Method(models[0], "auto", volume=weight) for weight in volumes]
 
 
 def score_pair(bench: Path, fixed: str, moving: str, method: Method) -> dict[str, object]:
@@ -87,7 +86,7 @@ def score_pair(bench: Path, fixed: str, moving: str, method: Method) -> dict[str
         for role, name in (("fixed", fixed), ("moving", moving))
         for kind, suffix in (("", "T1w"), ("_dseg", "dseg"))
     }
-    with mock.patch.object(refinement, "SMOOTHING", method.smoothing):
+    with mock.patch.object(refinement, "VOLUME", method.volume):
         result = register(
             **paths,
             init="identity",
@@ -168,12 +167,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", type=Path, help="bench folder")
     parser.add_argument("--model", nargs="+", default=["mmln"], help="names or weights files")
-    parser.add_argument("--smoothing", nargs="*", type=float, default=[], help="more refinements of the first model")
+    parser.add_argument("--refine", nargs="*", default=["mmln"], help="those to refine as well")
+    parser.add_argument("--volume", nargs="*", type=float, default=[], help="other weights for refining the first one")
     parser.add_argument("--output", type=Path, required=True, help="folder of accuracy{.tsv,.md,.svg,_pairs.tsv}")
     options = parser.parse_args()
     pairs = pd.read_csv(options.bench / "pairs.tsv", sep="\t", dtype=str)
     rows = []
-    for method in list_methods(options.model, options.smoothing):
+    for method in list_methods(options.model, options.refine, options.volume):
         for pair in pairs.itertuples():
             rows.append(score_pair(options.bench, pair.fixed, pair.moving, method))
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)

@@ -10,17 +10,20 @@ from torch import Tensor
 
 from mmln_pipeline.fields import determinant, gradient
 
+SIMILARITIES = ("global", "local", "local+global")
 FLAT = 1e-7
 """Product of two window variances under which a window counts as flat: images in [0, 1] stored in 8 bits have
 noise of variance 1e-6, so background scores 0 and cannot explode."""
 
 
-def global_correlation_loss(fixed: Tensor, moved: Tensor) -> Tensor:
+def global_correlation_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return one minus Pearson's correlation over the whole image grid.
 
     Parameters
     ----------
     fixed, moved : Tensor, shape (B, 1, I, J, K)
+    weight : Tensor, shape (B, 1, I, J, K), optional
+        What each voxel counts; all ones by default.
 
     Returns
     -------
@@ -31,11 +34,13 @@ def global_correlation_loss(fixed: Tensor, moved: Tensor) -> Tensor:
     ----------
     Paper eq. 2-4.
     """
-    a = fixed.float().flatten(1)
-    b = moved.float().flatten(1)
-    a = a - a.mean(1, keepdim=True)
-    b = b - b.mean(1, keepdim=True)
-    return 1 - ((a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-6)).mean()
+    a, b = fixed.float().flatten(1), moved.float().flatten(1)
+    w = torch.ones_like(a) if weight is None else weight.float().flatten(1)
+    w = w / w.sum(1, keepdim=True).clamp(min=1e-6)
+    a = a - (w * a).sum(1, keepdim=True)
+    b = b - (w * b).sum(1, keepdim=True)
+    covariance, var_a, var_b = ((w * product).sum(1) for product in (a * b, a * a, b * b))
+    return 1 - (covariance / (var_a * var_b).clamp(min=1e-12).sqrt()).mean()
 
 
 def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7, weight: Tensor | None = None) -> Tensor:
@@ -116,16 +121,27 @@ def _pool(image: Tensor, size: int) -> Tensor:
     return F.avg_pool3d(image, size, ceil_mode=True, count_include_pad=False)
 
 
-def similarity_loss(fixed: Tensor, moved: Tensor, kind: str = "global", window: int | Sequence[int] = 7) -> Tensor:
+def similarity_loss(
+    fixed: Tensor,
+    moved: Tensor,
+    kind: str = "global",
+    window: int | Sequence[int] = 7,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Return the similarity loss that a configuration names.
 
     Parameters
     ----------
     fixed, moved : Tensor, shape (B, 1, I, J, K)
-    kind : {"global", "local"}, default="global"
-        Pearson's correlation over the grid (the paper's), or in windows.
+        Images in [0, 1].
+    kind : {"global", "local", "local+global"}, default="global"
+        Pearson's correlation over the grid (the paper's), the squared one in windows, or the sum of both losses, the
+        global one over the fixed brain (voxels above 0) alone: windows see every edge alike, and the whole brain tells
+        which of them part tissues.
     window : int or sequence of int, default=7
         Edge of the local window in voxels; of several windows, the mean counts.
+    weight : Tensor, shape (B, 1, I, J, K), optional
+        What each voxel counts; all ones by default.
 
     Returns
     -------
@@ -134,13 +150,16 @@ def similarity_loss(fixed: Tensor, moved: Tensor, kind: str = "global", window: 
     Raises
     ------
     ValueError
-        When `kind` is neither.
+        When `kind` is none of these.
     """
     if kind == "global":
-        return global_correlation_loss(fixed, moved)
+        return global_correlation_loss(fixed, moved, weight)
     if kind == "local":
-        return local_correlation_loss(fixed, moved, window)
-    raise ValueError(f"similarity: expected 'global' or 'local', found {kind!r}")
+        return local_correlation_loss(fixed, moved, window, weight)
+    if kind == "local+global":
+        brain = (fixed > 0) if weight is None else (fixed > 0) * weight
+        return local_correlation_loss(fixed, moved, window, weight) + global_correlation_loss(fixed, moved, brain)
+    raise ValueError(f"similarity: expected one of {', '.join(map(repr, SIMILARITIES))}, found {kind!r}")
 
 
 def smoothness_loss(velocity: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, resize_field, warp
-from mmln_pipeline.losses import local_correlation_loss, smoothness_loss
+from mmln_pipeline.losses import similarity_loss, smoothness_loss, volume_loss
 
 WINDOWS = (5, 15)
-SMOOTHING = 0.25
-"""Weight of the refining field's roughness, for half-size images; the network's own part is not held back again."""
+SMOOTHING = 0.05
+"""Weight of the refining field's roughness."""
+VOLUME = 0.2
+"""Weight of the whole map's volume changes, the network's part included."""
 LEARNING_RATE = 0.1
 AUTO_ITERATIONS = 20
 FULL_SIZE_SHARE = 4
@@ -96,8 +98,8 @@ def _descend(
     for step in range(steps):
         displacement = compose(start, resize_field(exponentiate(refining), start.shape[2:]))
         moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
-        similarity = local_correlation_loss(fixed, moved, WINDOWS, weight)
-        loss = similarity + SMOOTHING * smoothness_loss(refining)
+        similarity = similarity_loss(fixed, moved, "local+global", WINDOWS, weight)
+        loss = similarity + SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
         value = float(loss.detach())
         if value < best_loss * (1 - GAIN):
             best, best_loss, since = refining.detach().clone(), value, 0

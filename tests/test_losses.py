@@ -102,8 +102,21 @@ def test_local_weight_leaves_voxels_out():
 
 def test_similarity_loss_names_what_it_knows():
     image = torch.rand(1, 1, *SHAPE)
-    with pytest.raises(ValueError, match="expected 'global' or 'local', found 'mi'"):
+    with pytest.raises(ValueError, match=r"expected one of 'global', 'local', 'local\+global', found 'mi'"):
         similarity_loss(image, image, "mi")
+
+
+def test_of_the_two_correlations_the_global_one_counts_in_the_fixed_brain_alone():
+    fixed, moved = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    fixed[..., :4] = 0
+    both = similarity_loss(fixed, moved, "local+global", 3)
+    brain = global_correlation_loss(fixed[..., 4:], moved[..., 4:])
+    torch.testing.assert_close(both, local_correlation_loss(fixed, moved, 3) + brain)
+    spared = torch.ones_like(fixed)
+    spared[..., 8:] = 0
+    both = similarity_loss(fixed, moved, "local+global", 3, spared)
+    part = global_correlation_loss(fixed[..., 4:8], moved[..., 4:8])
+    torch.testing.assert_close(both, local_correlation_loss(fixed, moved, 3, spared) + part)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmln_pipeline.fields import compose, exponentiate, integrate, ndv, resize_image, warp
-from mmln_pipeline.losses import local_correlation_loss
+from mmln_pipeline.losses import local_correlation_loss, volume_loss
 from mmln_pipeline.refine import refine
 
 SHAPE = (24, 28, 32)
@@ -31,6 +31,14 @@ def test_it_lowers_the_loss_and_stays_invertible(pair):
     assert ndv(displacement).sum() == 0
     back = integrate(fields, SHAPE, inverse=True)
     assert compose(displacement, back).norm(dim=1).mean() < 0.1
+
+
+def test_volume_changes_are_held_back(pair, monkeypatch):
+    changes = []
+    for weight in (0.0, 1.0):
+        monkeypatch.setattr("mmln_pipeline.refine.VOLUME", weight)
+        changes.append(volume_loss(integrate(refine(*pair, 20), SHAPE)))
+    assert changes[1] < 0.7 * changes[0]
 
 
 def test_zero_iterations_return_the_input(pair):

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mmln_pipeline.losses import SIMILARITIES
 from mmln_pipeline.network import NetworkConfig
 
 if sys.version_info >= (3, 11):
@@ -71,7 +72,8 @@ class LossConfig:
 
     Parameters
     ----------
-    similarity : {"global", "local"}
+    similarity : {"global", "local", "local+global"}
+        See :func:`mmln_pipeline.losses.similarity_loss`.
     window : int or sequence of int
         Edge in voxels of the local similarity's window; of several windows, the mean counts.
     smoothing : float or sequence of float
@@ -97,8 +99,9 @@ class LossConfig:
     core: tuple[int, int, int] = (80, 96, 112)
 
     def __post_init__(self) -> None:
-        if self.similarity not in ("global", "local"):
-            raise ValueError(f"loss.similarity: expected 'global' or 'local', found {self.similarity!r}")
+        if self.similarity not in SIMILARITIES:
+            expected = ", ".join(map(repr, SIMILARITIES))
+            raise ValueError(f"loss.similarity: expected one of {expected}, found {self.similarity!r}")
         for window in (self.window,) if isinstance(self.window, int) else self.window:
             if window % 2 == 0 or window < 3:
                 raise ValueError(f"loss.window: expected an odd number of at least 3, found {window}")
