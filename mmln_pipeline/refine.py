@@ -16,7 +16,7 @@ from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, r
 from mmln_pipeline.losses import similarity_loss, smoothness_loss, volume_loss
 
 WINDOWS = (5, 15)
-SMOOTHING = 0.05
+SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
 VOLUME = 0.2
 """Weight of the whole map's volume changes, the network's part included."""
