@@ -73,7 +73,7 @@ class LossConfig:
     Parameters
     ----------
     similarity : {"global", "local", "local+global"}
-        See :func:`mmln_pipeline.losses.similarity_loss`.
+        See ``mmln_pipeline.losses.similarity_loss``.
     window : int or sequence of int
         Edge in voxels of the local similarity's window; of several windows, the mean counts.
     smoothing : float or sequence of float
