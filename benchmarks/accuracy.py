@@ -1,4 +1,4 @@
-"""Score bundled models on aligned pairs beside the rows that peers reached: tables, and Dice against folds.
+"""Score bundled models on aligned pairs beside the rows that peers reached: tables, and Dice against folds and SDlogJ.
 
 The bench folder holds ``pairs.tsv`` (columns moving, fixed), ``aligned/ID_T1w.nii.gz`` and ``ID_dseg.nii.gz`` on the
 160 x 192 x 224 grid with Neuromorphometrics labels, and optionally ``peers_mean.tsv``.
@@ -40,7 +40,7 @@ DIGITS = {
     "peak_memory_mb": 0,
 }
 """Columns of the table in markdown, and their decimals."""
-FEWEST_FOLDS = 1e-5
+FEWEST_FOLDS = 1e-6
 """Where the figure's logarithmic axis puts fields without a fold, percent."""
 
 
@@ -141,22 +141,31 @@ def to_markdown(table: pd.DataFrame) -> str:
     )
 
 
-def plot_dice_against_folds(table: pd.DataFrame, path: Path) -> None:
-    """Draw every method's Dice against its share of folded brain voxels."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    shown = table[table["method"] != "initial"]
-    for source, group in shown.groupby("source"):
-        folds = pd.to_numeric(group["folds_brain_percent"]).clip(lower=FEWEST_FOLDS)
-        is_ours = source == "this run"
-        axes.scatter(folds, group["dice28"], marker="o" if is_ours else "s", color="C3" if is_ours else "0.5")
-        for x, y, name in zip(folds, group["dice28"], group["method"], strict=True):
-            axes.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7)
-    axes.set(
+def plot_dice(table: pd.DataFrame, path: Path) -> None:
+    """Draw every method's Dice against its share of folded brain voxels and against the unevenness of its volumes."""
+    figure, panels = plt.subplots(1, 2, sharey=True, figsize=(11, 4.5), layout="constrained")
+    shown = table[table["method"] != "initial"].assign(
+        folds=lambda rows: pd.to_numeric(rows["folds_brain_percent"]).clip(lower=FEWEST_FOLDS),
+        sdlogj=lambda rows: pd.to_numeric(rows["sdlogj"]),
+    )
+    for axes, column in zip(panels, ("folds", "sdlogj"), strict=True):
+        for source, group in shown.groupby("source"):
+            is_ours = source == "this run"
+            style = {"marker": "o", "color": "C3"} if is_ours else {"marker": "s", "color": "0.5"}
+            axes.scatter(group[column], group["dice28"], **style)
+            for x, y, name in zip(group[column], group["dice28"], group["method"], strict=True):
+                _, _, weight = name.partition(" (volume weight ")  # of those the number, on the other side
+                text, offset, side = (weight[:-1], (-5, -3), "right") if weight else (name, (5, 4), "left")
+                if name.endswith("(topology off)"):  # beside the same without
+                    offset = (5, -9)
+                axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=side, fontsize=7)
+    panels[0].set(
         xscale="log",
-        xlim=(FEWEST_FOLDS / 1.5, 5),
+        xlim=(FEWEST_FOLDS / 4, 5),
         xlabel=f"brain voxels folded, % (none: {FEWEST_FOLDS:g})",
         ylabel="mean Dice, 28 structures",
     )
+    panels[1].set(xlabel="SDlogJ in the brain", xlim=(0.2, 0.95))
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
     plt.close(figure)
@@ -182,7 +191,7 @@ def main() -> None:
     write_text(options.output / "accuracy_pairs.tsv", frame.to_csv(sep="\t", index=False, float_format="%.5f"))
     write_text(options.output / "accuracy.tsv", table.to_csv(sep="\t", index=False, float_format="%.5f"))
     write_text(options.output / "accuracy.md", to_markdown(table))
-    plot_dice_against_folds(table, options.output / "accuracy.svg")
+    plot_dice(table, options.output / "accuracy.svg")
     print(to_markdown(table))
 
 
