@@ -22,7 +22,7 @@ from mmln_pipeline.devices import autocast
 from mmln_pipeline.files import write_text
 from mmln_pipeline.network import MMLN
 from mmln_pipeline.training import train
-from mmln_pipeline.training.config import tomllib
+from mmln_pipeline.training.config import load_config, tomllib
 from mmln_pipeline.training.data import Volume, load_pack, validation_pairs
 from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model
@@ -85,7 +85,8 @@ def main() -> None:
         run = options.runs / folder_name(name, seed)
         write_text(run / "config.toml", tomli_w.dumps(config))
         model, card = load_model(train(run / "config.toml", device="cpu"))
-        volumes = load_pack(Path(config["data"]["pack"]), "validation", CPU, config["data"]["halvings"])
+        data = load_config(run / "config.toml").data
+        volumes = load_pack(Path(data.pack), "validation", CPU, data.halvings)
         levels = max(level for stage in config["stages"] for level in stage["levels"])
         hours = sum(card["training"]["hours"].values())
         with autocast(CPU):

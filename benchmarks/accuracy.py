@@ -176,13 +176,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bench", type=Path, help="bench folder")
     parser.add_argument("--model", nargs="+", default=["mmln"], help="names or weights files")
-    parser.add_argument("--refine", nargs="*", default=["mmln"], help="those to refine as well")
+    parser.add_argument("--refine", nargs="*", help="those to refine as well (default: the first)")
     parser.add_argument("--volume", nargs="*", type=float, default=[], help="other weights for refining the first one")
     parser.add_argument("--output", type=Path, required=True, help="folder of accuracy{.tsv,.md,.svg,_pairs.tsv}")
     options = parser.parse_args()
     pairs = pd.read_csv(options.bench / "pairs.tsv", sep="\t", dtype=str)
+    refined = options.model[:1] if options.refine is None else options.refine
     rows = []
-    for method in list_methods(options.model, options.refine, options.volume):
+    for method in list_methods(options.model, refined, options.volume):
         for pair in pairs.itertuples():
             rows.append(score_pair(options.bench, pair.fixed, pair.moving, method))
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
