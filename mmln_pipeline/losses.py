@@ -136,8 +136,8 @@ def similarity_loss(
         Images in [0, 1].
     kind : {"global", "local", "local+global"}, default="global"
         Pearson's correlation over the grid (the paper's), the squared one in windows, or the sum of both losses, the
-        global one over the fixed brain (voxels above 0) alone: windows see every edge alike, and the whole brain tells
-        which of them part tissues.
+        global one where either image is above 0: windows see every edge alike, and the whole brain tells which of them
+        part tissues.
     window : int or sequence of int, default=7
         Edge of the local window in voxels; of several windows, the mean counts.
     weight : Tensor, shape (B, 1, I, J, K), optional
@@ -157,7 +157,8 @@ def similarity_loss(
     if kind == "local":
         return local_correlation_loss(fixed, moved, window, weight)
     if kind == "local+global":
-        brain = (fixed > 0) if weight is None else (fixed > 0) * weight
+        either = (fixed > 0) | (moved.detach() > 0)
+        brain = either if weight is None else either * weight
         return local_correlation_loss(fixed, moved, window, weight) + global_correlation_loss(fixed, moved, brain)
     raise ValueError(f"similarity: expected one of {', '.join(map(repr, SIMILARITIES))}, found {kind!r}")
 

@@ -311,7 +311,7 @@ class MMLN(nn.Module):
         """
         shape = fixed.shape[2:]
         where = window or tuple(slice(0, n) for n in shape)
-        own, own_shape = (_halve(where), _half(shape)) if self._is_folded(p) else (where, shape)
+        own, own_shape = (halve_window(where), _half(shape)) if self._is_folded(p) else (where, shape)
         if below is None:
             size = [s.stop - s.start for s in own]
             velocity = fixed.new_zeros(len(fixed), 3, *size)
@@ -322,7 +322,7 @@ class MMLN(nn.Module):
         carried = below.features if below.level < p else below.carried
         cropped = carried
         if window is not None and carried is not None:
-            cropped = crop(carried, _halve(where))
+            cropped = crop(carried, halve_window(where))
         residual, features = self.levels[p](self._input(p, crop(fixed, where), moved, seen), cropped)
         if window is None:  # what a coarser level adds to a finer field must not make that coarser
             own_shape = tuple(max(pair) for pair in zip(below.velocity.shape[2:], own_shape, strict=True))
@@ -449,7 +449,7 @@ def _half(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple((n + 1) // 2 for n in shape)
 
 
-def _halve(window: Window) -> Window:
+def halve_window(window: Window) -> Window:
     """Return a window of even starts on the grid of half the size."""
     return tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in window)
 

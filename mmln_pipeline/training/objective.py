@@ -10,11 +10,8 @@ from torch import Tensor
 from mmln_pipeline.fields import Window, crop, downsample, resize_field, warp
 from mmln_pipeline.labels import structures28
 from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
-from mmln_pipeline.network import MMLN, LevelOutput
+from mmln_pipeline.network import MMLN, LevelOutput, halve_window
 from mmln_pipeline.training.config import TrainConfig
-
-_LABEL_MARGIN = 24
-"""Voxels round a window from which labels may move into it."""
 
 
 class RunObjective:
@@ -99,16 +96,14 @@ class RunObjective:
         Returns
         -------
         tuple of 2 Tensor, or None
-            Share of each structure in every voxel of the level's grid, shape (B, structures, i, j, k); at the finest
-            level the structure's number alone, shape (B, 1, I, J, K), from 1. None when nothing is to be compared.
+            Share of each structure in every voxel, shape (B, structures, i, j, k): on the level's grid, at the finest
+            level on that of half the size. None when nothing is to be compared.
         """
         if labels is None or self.config.loss.dice == 0:
             return None
         table = self.structure_of.to(labels[0].device)
         fixed, moving = (table[image.long().clamp(0, len(table) - 1)] for image in labels)
-        halvings = self.model.config.levels - 1 - level
-        if halvings == 0:
-            return fixed, moving
+        halvings = max(1, self.model.config.levels - 1 - level)
         return self._pool(fixed, halvings), self._pool(moving, halvings)
 
     def _pool(self, structures: Tensor, halvings: int) -> Tensor:
@@ -120,10 +115,6 @@ class RunObjective:
                 share = downsample(share)
             pooled.append(share)
         return torch.cat(pooled, 1)
-
-    def _one_hot(self, structures: Tensor) -> Tensor:
-        numbers = torch.arange(1, self.n_structures + 1, device=structures.device, dtype=structures.dtype)
-        return (structures == numbers.view(1, -1, 1, 1, 1)).float()
 
     def _moved(self, moving: Tensor, displacement: Tensor, window: Window | None) -> Tensor:
         """Return the moving image, or any image on its grid, seen through a field that may be coarser."""
@@ -145,16 +136,10 @@ class RunObjective:
         if shares is None:
             return torch.zeros((), device=displacement.device)
         fixed, moving = shares
-        own = window or tuple(slice(0, n) for n in fixed.shape[2:])
-        around = tuple(
-            slice(max(0, s.start - _LABEL_MARGIN), min(n, s.stop + _LABEL_MARGIN))
-            for s, n in zip(own, moving.shape[2:], strict=True)
-        )
-        fixed, moving = crop(fixed, own), crop(moving, around)
-        if fixed.shape[1] == 1:
-            fixed, moving = self._one_hot(fixed), self._one_hot(moving)
-        within = tuple(slice(s.start - a.start, s.stop - a.start) for s, a in zip(own, around, strict=True))
-        return self.config.loss.dice * soft_dice_loss(fixed, self._moved(moving, displacement, within))
+        if window:
+            window = halve_window(window)
+            fixed = crop(fixed, window)
+        return self.config.loss.dice * soft_dice_loss(fixed, self._moved(moving, displacement, window))
 
     def _branch(self, level: int, fixed: Tensor, moving: Tensor, out: LevelOutput, below: LevelOutput | None) -> Tensor:
         """Return the weighted similarity of the slice branch (levels 1, 2) or the core branch (finest level)."""
