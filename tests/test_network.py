@@ -204,7 +204,7 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
         for p in model.schedule()[:run]:
             below = model.run_level(p, *pairs[p], below)
     objective = RunObjective(model, config)
-    losses, _ = objective(*pairs[level], level, below, window, objective.shares((labels, labels.roll(1, 2)), level))
+    losses, _ = objective(*pairs[level], level, below, window, objective.shares((labels, labels.roll(1, 2)))[level])
     losses["loss"].backward()
     assert grown(model) == {str(level)}
     assert 0 < losses["dice"] < 1

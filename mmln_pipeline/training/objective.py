@@ -83,38 +83,35 @@ class RunObjective:
         )
         return {"loss": loss, **parts}, out
 
-    def shares(self, labels: tuple[Tensor, Tensor] | None, level: int) -> tuple[Tensor, Tensor] | None:
-        """Prepare a pair's labels for the Dice loss of a level.
+    def shares(self, labels: tuple[Tensor, Tensor] | None) -> list[tuple[Tensor, Tensor] | None]:
+        """Prepare a pair's labels for the Dice loss.
 
         Parameters
         ----------
         labels : tuple of 2 Tensor, each of shape (B, 1, I, J, K), or None
             Label images of the full-size pair.
-        level : int
-            From 0 (coarsest).
 
         Returns
         -------
-        tuple of 2 Tensor, or None
-            Share of each structure in every voxel, shape (B, structures, i, j, k): on the level's grid, at the finest
-            level on that of half the size. None when nothing is to be compared.
+        list of tuple of 2 Tensor, or of None
+            For every level the share of each structure in every voxel, shape (B, structures, i, j, k): on the level's
+            grid, at the finest level on that of half the size. None when nothing is to be compared.
         """
+        levels = self.model.config.levels
         if labels is None or self.config.loss.dice == 0:
-            return None
-        table = self.structure_of.to(labels[0].device)
-        fixed, moving = (table[image.long().clamp(0, len(table) - 1)] for image in labels)
-        halvings = max(1, self.model.config.levels - 1 - level)
-        return self._pool(fixed, halvings), self._pool(moving, halvings)
+            return [None] * levels
+        fixed, moving = (self._halved(image) for image in labels)
+        shares: list[tuple[Tensor, Tensor] | None] = [(fixed, moving)] * min(levels, 2)
+        for _ in range(levels - 2):
+            fixed, moving = downsample(fixed), downsample(moving)
+            shares.insert(0, (fixed, moving))
+        return shares
 
-    def _pool(self, structures: Tensor, halvings: int) -> Tensor:
-        """Return each structure's share on a coarser grid, one structure after the other to save memory."""
-        pooled = []
-        for index in range(1, self.n_structures + 1):
-            share = (structures == index).float()
-            for _ in range(halvings):
-                share = downsample(share)
-            pooled.append(share)
-        return torch.cat(pooled, 1)
+    def _halved(self, labels: Tensor) -> Tensor:
+        """Return each structure's share on the grid of half the size, one after the other to save memory."""
+        table = self.structure_of.to(labels.device)
+        structures = table[labels.long().clamp(0, len(table) - 1)]
+        return torch.cat([downsample((structures == i).float()) for i in range(1, self.n_structures + 1)], 1)
 
     def _moved(self, moving: Tensor, displacement: Tensor, window: Window | None) -> Tensor:
         """Return the moving image, or any image on its grid, seen through a field that may be coarser."""
