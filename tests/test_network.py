@@ -191,7 +191,7 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
     config = TrainConfig(
         "tiny",
         network=model.config,
-        loss=LossConfig(similarity="local", window=3, theta=0, dice=1.0),
+        loss=LossConfig(similarity="local", window=3, theta=0, tissue=1.0, dice=1.0),
         stages=(StageConfig(levels=(1,), steps=1),),
     )
     labels = torch.zeros(1, 1, *SHAPE, dtype=torch.int16)
@@ -204,10 +204,11 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
         for p in model.schedule()[:run]:
             below = model.run_level(p, *pairs[p], below)
     objective = RunObjective(model, config)
-    losses, _ = objective(*pairs[level], level, below, window, objective.shares((labels, labels.roll(1, 2)))[level])
+    maps = objective.maps(*pair, (labels, labels.roll(1, 2)))
+    losses, _ = objective(*pairs[level], level, below, window, maps[level])
     losses["loss"].backward()
     assert grown(model) == {str(level)}
-    assert 0 < losses["dice"] < 1
+    assert 0 < losses["dice"] < 1 and 0 < losses["tissue"] < 1
 
 
 def test_configuration_names_what_it_knows():

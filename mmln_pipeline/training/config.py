@@ -80,6 +80,8 @@ class LossConfig:
         Regularisation parameter k of eq. 5: one for all levels, or one a level.
     volume : float
         Weight of the mean squared logarithm of the whole map's volume change so far.
+    tissue : float
+        Weight of one minus the soft Dice over the brightness classes of :func:`mmln_pipeline.tissues.tissue_maps`.
     dice : float
         Weight of one minus the soft Dice over the 28 structures, for pairs with labels; 0 trains without labels.
     alpha, beta, theta : float
@@ -92,6 +94,7 @@ class LossConfig:
     window: int | tuple[int, ...] = 7
     smoothing: float | tuple[float, ...] = 1.0
     volume: float = 0.0
+    tissue: float = 0.0
     dice: float = 0.0
     alpha: float = 0.25
     beta: float = 0.5

@@ -193,7 +193,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
         levels = [level - 1 for level in plan.levels]
-        shares = objective.shares(batch.labels)
+        maps = objective.maps(batch.fixed, batch.moving, batch.labels)
         pairs = self.model.pyramid(batch.fixed, batch.moving)
         runs = self.model.schedule(self.config.taught(stage))
         last = max(i for i, p in enumerate(runs) if p in levels)
@@ -208,7 +208,7 @@ class Trainer:
             if plan.window and p == self.config.network.levels - 1:
                 window = draw_window(batch.fixed.shape[2:], plan.window, generator)
             with self.fabric.autocast():
-                losses, out = objective(*pairs[p], p, below, window, shares[p])
+                losses, out = objective(*pairs[p], p, below, window, maps[p])
             self._update(optimizer, losses["loss"])
             history.append({name: float(value.detach()) for name, value in losses.items()})
             if window and i < last:  # the next run wants the whole grid

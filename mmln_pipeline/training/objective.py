@@ -11,7 +11,11 @@ from mmln_pipeline.fields import Window, crop, downsample, resize_field, warp
 from mmln_pipeline.labels import structures28
 from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
 from mmln_pipeline.network import MMLN, LevelOutput, halve_window
+from mmln_pipeline.tissues import tissue_maps
 from mmln_pipeline.training.config import TrainConfig
+
+Maps = dict[str, tuple[Tensor, Tensor]]
+"""Shares of classes in the voxels of the fixed and the moving image, by the name of the loss that compares them."""
 
 
 class RunObjective:
@@ -40,7 +44,7 @@ class RunObjective:
         level: int,
         below: LevelOutput | None = None,
         window: Window | None = None,
-        shares: tuple[Tensor, Tensor] | None = None,
+        maps: Maps | None = None,
     ) -> tuple[dict[str, Tensor], LevelOutput]:
         """Run a level and return its loss in parts.
 
@@ -54,13 +58,13 @@ class RunObjective:
             The run before; none for the first.
         window : tuple of 3 slices, optional
             Sub-volume of the finest level's grid to train on instead of the whole.
-        shares : tuple of 2 Tensor, optional
-            What :meth:`shares` makes of the pair's labels.
+        maps : dict of str to tuple of 2 Tensor, optional
+            What :meth:`maps` returns for the level.
 
         Returns
         -------
         losses : dict of str to Tensor
-            ``loss``, ``similarity``, ``smoothness``, ``branch``, ``volume``, ``dice``; scalars.
+            ``loss``, ``similarity``, ``smoothness``, ``branch``, ``volume``, ``tissue``, ``dice``; scalars.
         out : LevelOutput
             On the window when there is one.
         """
@@ -71,7 +75,8 @@ class RunObjective:
             "smoothness": smoothness_loss(out.velocity if adds else out.residual),
             "branch": self._branch(level, fixed, moving, out, below),
             "volume": self._volume(out.displacement),
-            "dice": self._dice(shares, out.displacement, window),
+            "tissue": self._overlap("tissue", maps or {}, out.displacement, window),
+            "dice": self._overlap("dice", maps or {}, out.displacement, window),
         }
         loss = level_loss(
             level + 1,
@@ -79,35 +84,39 @@ class RunObjective:
             parts["similarity"],
             parts["smoothness"],
             self.config.smoothing(level),
-            parts["branch"] + parts["volume"] + parts["dice"],
+            parts["branch"] + parts["volume"] + parts["tissue"] + parts["dice"],
         )
         return {"loss": loss, **parts}, out
 
-    def shares(self, labels: tuple[Tensor, Tensor] | None) -> list[tuple[Tensor, Tensor] | None]:
-        """Prepare a pair's labels for the Dice loss.
+    def maps(self, fixed: Tensor, moving: Tensor, labels: tuple[Tensor, Tensor] | None) -> list[Maps]:
+        """Prepare what the Dice losses of a pair compare.
 
         Parameters
         ----------
+        fixed, moving : Tensor, shape (B, 1, I, J, K)
+            The full-size pair, in [0, 1].
         labels : tuple of 2 Tensor, each of shape (B, 1, I, J, K), or None
-            Label images of the full-size pair.
+            Its label images.
 
         Returns
         -------
-        list of tuple of 2 Tensor, or of None
-            For every level the share of each structure in every voxel, shape (B, structures, i, j, k): on the level's
-            grid, at the finest level on that of half the size. None when nothing is to be compared.
+        list of dict of str to tuple of 2 Tensor
+            For every level, by the name of the loss, the share of each class in every voxel, shape
+            (B, classes, i, j, k): on the level's grid, at the finest level on that of half the size. Only of the losses
+            that count.
         """
+        finest: Maps = {}
+        if self.config.loss.tissue:
+            finest["tissue"] = (downsample(tissue_maps(fixed)), downsample(tissue_maps(moving)))
+        if self.config.loss.dice and labels is not None:
+            finest["dice"] = (self._structures(labels[0]), self._structures(labels[1]))
         levels = self.model.config.levels
-        if labels is None or self.config.loss.dice == 0:
-            return [None] * levels
-        fixed, moving = (self._halved(image) for image in labels)
-        shares: list[tuple[Tensor, Tensor] | None] = [(fixed, moving)] * min(levels, 2)
+        maps = [finest] * min(levels, 2)
         for _ in range(levels - 2):
-            fixed, moving = downsample(fixed), downsample(moving)
-            shares.insert(0, (fixed, moving))
-        return shares
+            maps.insert(0, {name: (downsample(f), downsample(m)) for name, (f, m) in maps[0].items()})
+        return maps
 
-    def _halved(self, labels: Tensor) -> Tensor:
+    def _structures(self, labels: Tensor) -> Tensor:
         """Return each structure's share on the grid of half the size, one after the other to save memory."""
         table = self.structure_of.to(labels.device)
         structures = table[labels.long().clamp(0, len(table) - 1)]
@@ -128,15 +137,16 @@ class RunObjective:
         weight = self.config.loss.volume
         return weight * volume_loss(displacement) if weight else torch.zeros((), device=displacement.device)
 
-    def _dice(self, shares: tuple[Tensor, Tensor] | None, displacement: Tensor, window: Window | None) -> Tensor:
-        """Return the weighted Dice loss; 0 without labels."""
-        if shares is None:
+    def _overlap(self, name: str, maps: Maps, displacement: Tensor, window: Window | None) -> Tensor:
+        """Return a weighted Dice loss; 0 without maps for it."""
+        if name not in maps:
             return torch.zeros((), device=displacement.device)
-        fixed, moving = shares
+        fixed, moving = maps[name]
         if window:
             window = halve_window(window)
             fixed = crop(fixed, window)
-        return self.config.loss.dice * soft_dice_loss(fixed, self._moved(moving, displacement, window))
+        weight = getattr(self.config.loss, name)
+        return weight * soft_dice_loss(fixed, self._moved(moving, displacement, window))
 
     def _branch(self, level: int, fixed: Tensor, moving: Tensor, out: LevelOutput, below: LevelOutput | None) -> Tensor:
         """Return the weighted similarity of the slice branch (levels 1, 2) or the core branch (finest level)."""
