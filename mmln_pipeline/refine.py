@@ -1,9 +1,8 @@
 """Instance optimisation: improve one pair's velocity fields by descending its own loss.
 
 A further stationary velocity field of half the grid's size is composed behind the network's, so that the result is a
-diffeomorphism of the same kind. What is compared are the images, in windows, and their soft tissue maps. It is
-optimised on half-size images first, then on full-size images, which small deep structures need. Nothing is kept between
-pairs.
+diffeomorphism of the same kind. It is optimised on half-size images first, then on full-size images, which small deep
+structures need. Nothing is kept between pairs.
 """
 
 from __future__ import annotations
@@ -14,12 +13,9 @@ import torch
 from torch import Tensor
 
 from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, resize_field, warp
-from mmln_pipeline.losses import local_correlation_loss, smoothness_loss, soft_dice_loss, volume_loss
-from mmln_pipeline.tissues import tissue_maps
+from mmln_pipeline.losses import similarity_loss, smoothness_loss, volume_loss
 
 WINDOWS = (5, 15)
-TISSUE = 1.0
-"""Weight of the overlap of tissues beside the local correlation's."""
 SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
 VOLUME = 0.2
@@ -72,15 +68,14 @@ def refine(
     count = _count(iterations)
     if count == 0:
         return tuple(velocities)
-    full = [torch.cat([image, tissue_maps(image)], 1) for image in (fixed, moving)]
-    half = [downsample(image) for image in full]
+    half = [downsample(image) for image in (fixed, moving)]
     grid = [max(sizes) for sizes in zip(half[0].shape[2:], *(v.shape[2:] for v in velocities), strict=True)]
     with torch.no_grad():
         start = integrate(velocities, grid)
     refining = torch.zeros(1, 3, *half[0].shape[2:], device=fixed.device, requires_grad=True)
     optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
     stages = [(half, downsample(weight) if weight is not None else None, count)]
-    stages.append((full, weight, count // FULL_SIZE_SHARE))
+    stages.append(([fixed, moving], weight, count // FULL_SIZE_SHARE))
     for images, stage_weight, steps in stages:
         best = _descend(images, start, refining, optimizer, steps, stage_weight, progress)
         with torch.no_grad():
@@ -97,13 +92,13 @@ def _descend(
     weight: Tensor | None,
     progress: Report | None,
 ) -> Tensor:
-    """Run one stage on images with their tissue maps; return the refining field of its lowest loss."""
+    """Run one stage; return the refining field of its lowest loss."""
     fixed, moving = images
     best, best_loss, since = refining.detach().clone(), float("inf"), 0
     for step in range(steps):
         displacement = compose(start, resize_field(exponentiate(refining), start.shape[2:]))
         moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
-        similarity = _similarity(fixed, moved, weight)
+        similarity = similarity_loss(fixed, moved, "local+global", WINDOWS, weight)
         loss = similarity + SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
         value = float(loss.detach())
         if value < best_loss * (1 - GAIN):
@@ -118,13 +113,6 @@ def _descend(
         loss.backward()
         optimizer.step()
     return best
-
-
-def _similarity(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the loss of images (the first channel) and tissue maps (the others)."""
-    local = local_correlation_loss(fixed[:, :1], moved[:, :1], WINDOWS, weight)
-    counts = 1.0 if weight is None else weight
-    return local + TISSUE * soft_dice_loss(fixed[:, 1:] * counts, moved[:, 1:] * counts)
 
 
 def _count(iterations: int | str) -> int:
