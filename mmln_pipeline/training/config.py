@@ -81,7 +81,7 @@ class LossConfig:
     volume : float
         Weight of the mean squared logarithm of the whole map's volume change so far.
     tissue : float
-        Weight of one minus the soft Dice over the brightness classes of :func:`mmln_pipeline.tissues.tissue_maps`.
+        Weight of one minus the soft Dice over the brightness classes of ``mmln_pipeline.tissues.tissue_maps``.
     dice : float
         Weight of one minus the soft Dice over the 28 structures, for pairs with labels; 0 trains without labels.
     alpha, beta, theta : float
