@@ -3,7 +3,8 @@
 The bench folder holds ``pairs.tsv`` (columns moving, fixed), ``aligned/ID_T1w.nii.gz`` and ``ID_dseg.nii.gz`` on the
 160 x 192 x 224 grid with Neuromorphometrics labels, and optionally ``peers_mean.tsv``.
 
-Example: python benchmarks/accuracy.py ../shared/bench --output benchmarks/results
+What the committed results were made by:
+python benchmarks/accuracy.py ../shared/bench --model mmln mmln-semi --volume 0.6 --output benchmarks/results
 """
 
 from __future__ import annotations

@@ -30,6 +30,11 @@ def crop(tensor: Tensor, window: Window) -> Tensor:
     return tensor[(slice(None), slice(None), *window)]
 
 
+def halve_window(window: Window) -> Window:
+    """Return a window of even starts on the grid of half the size."""
+    return tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in window)
+
+
 def voxel_grid(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Return the voxel coordinates of a grid.
 

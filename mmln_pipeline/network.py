@@ -27,7 +27,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmln_pipeline.fields import Window, compose, crop, downsample, exponentiate, resize_field, resize_image, warp
+from mmln_pipeline.fields import (
+    Window,
+    compose,
+    crop,
+    downsample,
+    exponentiate,
+    halve_window,
+    resize_field,
+    resize_image,
+    warp,
+)
 
 AXES = {"sagittal": 0, "axial": 1, "coronal": 2}
 """Slicing planes by the array axis that they cut across, on a grid of axes L, I, A."""
@@ -447,11 +457,6 @@ def splice(in_plane: Tensor, axis: int, batch: int) -> Tensor:
 
 def _half(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple((n + 1) // 2 for n in shape)
-
-
-def halve_window(window: Window) -> Window:
-    """Return a window of even starts on the grid of half the size."""
-    return tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in window)
 
 
 def _drop_component(field: Tensor, axis: int) -> Tensor:

@@ -35,15 +35,15 @@ def tissue_maps(image: Tensor) -> Tensor:
 
 
 def _maps_of_one(image: Tensor) -> Tensor:
-    maps = image.new_zeros(1, CLASSES, *image.shape[2:])
     brain = image > 0
     values = image[brain]
     sample = values[:: max(1, len(values) // SAMPLES)].cpu()
     if len(sample.unique()) < CLASSES:
-        return maps
+        return image.new_zeros(1, CLASSES, *image.shape[2:])
     dark, bright = sample.quantile(sample.new_tensor([0.02, 0.98]))
     start = dark + (torch.arange(CLASSES) + 0.5) / CLASSES * (bright - dark)
-    means, nearest = kmeans2(sample.numpy()[:, None], start.numpy()[:, None], minit="matrix", iter=30)
-    width = max(1e-3, float((sample.numpy() - means[nearest, 0]).std()))
+    observed = sample.numpy()[:, None]
+    means, nearest = kmeans2(observed, start.numpy()[:, None], minit="matrix", iter=30)
+    width = max(1e-3, float((observed - means[nearest]).std()))
     centres = image.new_tensor(means).view(1, CLASSES, 1, 1, 1)
     return torch.softmax(-((image - centres) ** 2) / (2 * width**2), dim=1) * brain

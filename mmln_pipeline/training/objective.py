@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmln_pipeline.fields import Window, crop, downsample, resize_field, warp
+from mmln_pipeline.fields import Window, crop, downsample, halve_window, resize_field, warp
 from mmln_pipeline.labels import structures28
 from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
-from mmln_pipeline.network import MMLN, LevelOutput, halve_window
+from mmln_pipeline.network import MMLN, LevelOutput
 from mmln_pipeline.tissues import tissue_maps
 from mmln_pipeline.training.config import TrainConfig
 
@@ -75,8 +75,8 @@ class RunObjective:
             "smoothness": smoothness_loss(out.velocity if adds else out.residual),
             "branch": self._branch(level, fixed, moving, out, below),
             "volume": self._volume(out.displacement),
-            "tissue": self._overlap("tissue", maps or {}, out.displacement, window),
-            "dice": self._overlap("dice", maps or {}, out.displacement, window),
+            "tissue": self._overlap("tissue", maps, out.displacement, window),
+            "dice": self._overlap("dice", maps, out.displacement, window),
         }
         loss = level_loss(
             level + 1,
@@ -137,9 +137,9 @@ class RunObjective:
         weight = self.config.loss.volume
         return weight * volume_loss(displacement) if weight else torch.zeros((), device=displacement.device)
 
-    def _overlap(self, name: str, maps: Maps, displacement: Tensor, window: Window | None) -> Tensor:
+    def _overlap(self, name: str, maps: Maps | None, displacement: Tensor, window: Window | None) -> Tensor:
         """Return a weighted Dice loss; 0 without maps for it."""
-        if name not in maps:
+        if not maps or name not in maps:
             return torch.zeros((), device=displacement.device)
         fixed, moving = maps[name]
         if window:
