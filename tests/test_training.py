@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmln_pipeline.training import train
+from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config
 from mmln_pipeline.training.data import draw_pair, find_sources, load_pack, validation_pairs
 from mmln_pipeline.training.loop import draw_window
@@ -214,6 +215,21 @@ def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):
     train(project, minutes=1e-9, device="cpu")
     row = (project.parent / "run" / "log.csv").read_text().splitlines()
     assert row[0].endswith(",dice")
+
+
+def test_augmentation_changes_brightness_and_shape_apart_and_leaves_what_is_off(rng):
+    image = torch.zeros(1, 1, *SHAPE)
+    image[0, 0, 4:-4, 4:-4, 4:-4] = 0.5
+    labels = (image > 0).short()
+    for config in (DataConfig(gamma=0), DataConfig(gamma=0, bias=0.3), DataConfig(gamma=0, warp=2.0)):
+        new, numbers = augment(image, labels, config, rng)
+        assert new.shape == image.shape and numbers.dtype == labels.dtype
+        assert torch.equal(new, image) == (not config.bias and not config.warp)
+        assert torch.equal(numbers, labels) == (not config.warp)
+        if config.bias:
+            assert torch.equal(new > 0, image > 0) and 0.3 < new[image > 0].min() < new.max() == 1
+        if config.warp:  # both move alike
+            assert ((new > 0.25) == (numbers > 0)).float().mean() > 0.99
 
 
 def test_windows_stay_inside_with_even_starts(rng):

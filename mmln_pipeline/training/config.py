@@ -50,6 +50,10 @@ class DataConfig:
         Mirror pairs left to right, half of the time.
     gamma : float
         Raise each image to the power ``exp(s)``, s normal with this standard deviation.
+    bias : float
+        Multiply each image by the exponential of a smooth random field of this standard deviation.
+    warp : float
+        Deform each volume by the exponential of a smooth random velocity field of this standard deviation, voxels.
     both_orders : bool
         Put every pair into the batch in both orders.
     halvings : int
@@ -62,6 +66,8 @@ class DataConfig:
     template: str = "MNI152NLin2009aSym"
     flip: bool = True
     gamma: float = 0.1
+    bias: float = 0.0
+    warp: float = 0.0
     both_orders: bool = False
     halvings: int = 0
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmln_pipeline.fields import downsample
+from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig
 
 RECIPE = "n4+affine+lia1mm+p99.5/1"
@@ -218,11 +219,9 @@ def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Ge
     mirror = config.flip and generator.random() < 0.5
     images, labels = [], []
     for volume in (fixed, moving):
-        image = volume.image[None].float() / 255
-        if config.gamma:
-            image = image ** float(np.exp(generator.normal(0, config.gamma)))
+        image, numbers = augment(volume.image[None].float() / 255, volume.labels[None], config, generator)
         images.append(image.flip(2) if mirror else image)
-        labels.append(volume.labels[None].flip(2) if mirror else volume.labels[None])  # sides swap in both alike
+        labels.append(numbers.flip(2) if mirror else numbers)  # sides swap in both alike
     both = len(fixed.labels) > 0 and len(moving.labels) > 0
     return TrainingPair(images[0], images[1], (labels[0], labels[1]) if both else None)
 

@@ -1,0 +1,60 @@
+"""Random changes of one training volume: its contrast, a bias field, its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from mmln_pipeline.fields import exponentiate, resize_field, resize_image, warp
+from mmln_pipeline.training.config import DataConfig
+from mmln_pipeline.volumes import normalize_intensity
+
+KNOT = 8
+"""Voxels between the knots of a smooth random field."""
+SMOOTH = 2
+"""Standard deviation, in knots, of the Gaussian that smooths it."""
+
+
+def augment(image: Tensor, labels: Tensor, config: DataConfig, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Change a volume at random, as far as the configuration says.
+
+    Parameters
+    ----------
+    image : Tensor, shape (1, 1, I, J, K)
+        In [0, 1].
+    labels : Tensor, shape (1, C, I, J, K)
+        C is 1, or 0 without labels; they follow the change of shape.
+    config : DataConfig
+        ``gamma``, ``bias`` and ``warp``; what is 0 draws nothing.
+    generator : numpy.random.Generator
+
+    Returns
+    -------
+    tuple of 2 Tensor
+        Image and labels of the given shapes.
+    """
+    shape = image.shape[2:]
+    if config.gamma:
+        image = image ** float(np.exp(generator.normal(0, config.gamma)))
+    if config.bias:
+        drift = resize_image(_smooth_noise(1, shape, generator).to(image.device), shape)
+        shaded = (image * torch.exp(config.bias * drift)).cpu().numpy()
+        image = torch.from_numpy(normalize_intensity(shaded)).to(image.device)
+    if config.warp:
+        velocity = _smooth_noise(3, shape, generator).to(image.device) * config.warp / KNOT
+        displacement = resize_field(exponentiate(velocity), shape)
+        image = warp(image, displacement)
+        if labels.shape[1]:
+            labels = warp(labels, displacement, mode="nearest").round().to(labels.dtype)
+    return image, labels
+
+
+def _smooth_noise(channels: int, shape: Sequence[int], generator: np.random.Generator) -> Tensor:
+    """Return smooth Gaussian noise of standard deviation 1 on a coarse grid, shape (1, channels, i, j, k)."""
+    noise = generator.standard_normal((1, channels, *(-(-n // KNOT) for n in shape)), dtype=np.float32)
+    smooth = gaussian_filter(noise, (0, 0, SMOOTH, SMOOTH, SMOOTH), mode="wrap")
+    return torch.from_numpy(smooth / smooth.std())
