@@ -22,8 +22,8 @@ from mmln_pipeline.devices import autocast
 from mmln_pipeline.files import write_text
 from mmln_pipeline.network import MMLN
 from mmln_pipeline.training import train
-from mmln_pipeline.training.config import load_config, tomllib
-from mmln_pipeline.training.data import Volume, load_pack, validation_pairs
+from mmln_pipeline.training.config import TrainConfig, load_config, tomllib
+from mmln_pipeline.training.data import load_pack, validation_pairs
 from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model
 
@@ -64,12 +64,19 @@ def folder_name(name: str, seed: int) -> str:
 
 
 @torch.no_grad()
-def measure_seconds(model: MMLN, volumes: list[Volume], levels: int) -> float:
-    """Return how long a network that has run before takes for one pair, without the levels never taught."""
+def score(model: MMLN, config: TrainConfig) -> dict[str, float]:
+    """Return the means over the validation pairs, and how long the network takes for one pair once it has run.
+
+    Levels that are never taught are left out.
+    """
+    volumes = load_pack(Path(config.data.pack), "validation", CPU, config.data.halvings)
+    levels = max(level for stage in config.stages for level in stage.levels)
     fixed, moving = (volume.image[None].float() / 255 for volume in next(validation_pairs(volumes)))
-    begin = time.perf_counter()
-    model.run(fixed, moving, levels)
-    return time.perf_counter() - begin
+    with autocast(CPU):
+        scores = validate(model, volumes, levels)
+        begin = time.perf_counter()
+        model.run(fixed, moving, levels)
+    return scores | {"seconds": time.perf_counter() - begin}
 
 
 def main() -> None:
@@ -80,18 +87,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of ablation{.tsv,.md}")
     options = parser.parse_args()
     plan = tomllib.loads(options.plan.read_text())
-    rows = []
-    for name, seed, config in list_runs(plan, options.plan.parent):
-        run = options.runs / folder_name(name, seed)
-        write_text(run / "config.toml", tomli_w.dumps(config))
-        model, card = load_model(train(run / "config.toml", device="cpu"))
-        data = load_config(run / "config.toml").data
-        volumes = load_pack(Path(data.pack), "validation", CPU, data.halvings)
-        levels = max(level for stage in config["stages"] for level in stage["levels"])
-        hours = sum(card["training"]["hours"].values())
-        with autocast(CPU):
-            scores = validate(model, volumes, levels) | {"seconds": measure_seconds(model, volumes, levels)}
-        rows.append({"variant": name, "seed": seed, **scores, "training_minutes": 60 * hours})
+    rows: list[dict[str, Any]] = []
+    for name, seed, settings in list_runs(plan, options.plan.parent):
+        path = options.runs / folder_name(name, seed) / "config.toml"
+        write_text(path, tomli_w.dumps(settings))
+        model, _ = load_model(train(path, device="cpu"))
+        config = load_config(path)
+        if not rows:
+            rows.append({"variant": "untrained", "seed": seed, **score(MMLN(config.network), config)})
+        rows.append({"variant": name, "seed": seed, **score(model, config)})
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     frame = pd.DataFrame(rows)
     write_text(options.output / "ablation.tsv", frame.to_csv(sep="\t", index=False, float_format="%.5f"))
