@@ -4,7 +4,8 @@ The bench folder holds ``pairs.tsv`` (columns moving, fixed), ``aligned/ID_T1w.n
 160 x 192 x 224 grid with Neuromorphometrics labels, and optionally ``peers_mean.tsv``.
 
 What the committed results were made by:
-python benchmarks/accuracy.py ../shared/bench --model mmln mmln-semi --volume 0.05 0.6 --output benchmarks/results
+python benchmarks/accuracy.py ../shared/bench --output benchmarks/results
+    --model mmln mmln-semi --refine mmln mmln-semi --volume 0.05 0.6
 """
 
 from __future__ import annotations

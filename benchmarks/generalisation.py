@@ -3,13 +3,15 @@
 Each dataset is a BIDS folder of raw heads with labels, and perhaps brain masks, in a derivative; each head is
 registered to the next one, brains alone, behind our affine.
 
-Example: python benchmarks/generalisation.py ../shared/data --output benchmarks/results
+What the committed results were made by:
+python benchmarks/generalisation.py ../shared/data --model mmln mmln-semi --refine 0 --output benchmarks/results
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -77,15 +79,15 @@ def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help=f"folder of the datasets {', '.join(DATASETS)}")
-    parser.add_argument("--model", default="mmln", help="name or weights file")
+    parser.add_argument("--model", nargs="+", default=["mmln"], help="names or weights files")
     parser.add_argument("--refine", nargs="+", default=["0", "auto"], help="rows: 0, auto or a number")
     parser.add_argument("--output", type=Path, required=True, help="folder of generalisation{.md,_pairs.tsv}")
     options = parser.parse_args()
     rows = []
     for name in DATASETS:
-        for refine in options.refine:
+        for model, refine in product(options.model, options.refine):
             steps = refine if refine == "auto" else int(refine)
-            for row in score_dataset(name, options.data / name, options.model, steps):
+            for row in score_dataset(name, options.data / name, model, steps):
                 rows.append(row)
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     frame = pd.DataFrame(rows)

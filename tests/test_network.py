@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from mmln_pipeline.fields import integrate
+from mmln_pipeline.fields import downsample, integrate
 from mmln_pipeline.network import MMLN, NetworkConfig, fold, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
-from mmln_pipeline.training.objective import RunObjective, central_window
+from mmln_pipeline.training.objective import RunObjective, central_window, class_shares
 
 SHAPE = (16, 20, 24)
 
@@ -191,12 +192,13 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
     config = TrainConfig(
         "tiny",
         network=model.config,
-        loss=LossConfig(similarity="local", window=3, theta=0, tissue=1.0, dice=1.0),
+        loss=LossConfig(similarity="local", window=3, theta=0, tissue=1.0, dice=1.0, cortex=1.0),
         stages=(StageConfig(levels=(1,), steps=1),),
     )
     labels = torch.zeros(1, 1, *SHAPE, dtype=torch.int16)
     labels[..., 4:12, 4:12, 4:12] = 47
-    labels[..., :3] = 154  # a label of no structure
+    labels[..., :3] = 154
+    labels[..., -3:] = 46  # a label of neither
     level, pairs = CYCLE[run] - 1, model.pyramid(*pair)
     window = tuple(slice(2, n - 2) for n in SHAPE) if level == 2 else None
     below = None
@@ -204,11 +206,20 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
         for p in model.schedule()[:run]:
             below = model.run_level(p, *pairs[p], below)
     objective = RunObjective(model, config)
-    maps = objective.maps(*pair, (labels, labels.roll(1, 2)))
+    objective.parcels = [(154,)]  # the only one here, so it is drawn
+    maps = objective.maps(*pair, (labels, labels.roll(1, 2)), np.random.default_rng(0))
     losses, _ = objective(*pairs[level], level, below, window, maps[level])
     losses["loss"].backward()
     assert grown(model) == {str(level)}
-    assert 0 < losses["dice"] < 1 and 0 < losses["tissue"] < 1
+    assert 0 < losses["dice"] < 1 and 0 < losses["tissue"] < 1 and 0 < losses["cortex"] < 1
+
+
+def test_class_shares_are_the_halved_masks_of_merged_labels():
+    labels = torch.randint(-1, 9, (2, 1, *SHAPE))
+    shares = class_shares(labels, [(1,), (3, 5), (4,)])
+    masks = labels == 1, (labels == 3) | (labels == 5), labels == 4
+    expected = torch.cat([downsample(mask.float()) for mask in masks], 1)
+    torch.testing.assert_close(shares, expected)
 
 
 def test_configuration_names_what_it_knows():

@@ -211,10 +211,10 @@ def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):
             mirrored = torch.equal(pair.labels[0][0], source.labels.flip(1))
     assert plain and mirrored
 
-    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0"))
+    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\ncortex = 1.0"))
     train(project, minutes=1e-9, device="cpu")
-    row = (project.parent / "run" / "log.csv").read_text().splitlines()
-    assert row[0].endswith(",dice")
+    header = (project.parent / "run" / "log.csv").read_text().splitlines()[0]
+    assert header.endswith(",dice,cortex")
 
 
 def test_augmentation_changes_brightness_and_shape_apart_and_leaves_what_is_off(rng):

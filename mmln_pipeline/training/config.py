@@ -90,6 +90,8 @@ class LossConfig:
         Weight of one minus the soft Dice over the brightness classes of ``mmln_pipeline.tissues.tissue_maps``.
     dice : float
         Weight of one minus the soft Dice over the 28 structures, for pairs with labels; 0 trains without labels.
+    cortex : float
+        Weight of one minus the soft Dice over the parcels of the cortex, some of them a step; for pairs with labels.
     alpha, beta, theta : float
         Weights of the slice branch at levels 1 and 2, and of the core branch at level 3; 0 leaves a branch out.
     core : tuple of int
@@ -102,6 +104,7 @@ class LossConfig:
     volume: float = 0.0
     tissue: float = 0.0
     dice: float = 0.0
+    cortex: float = 0.0
     alpha: float = 0.25
     beta: float = 0.5
     theta: float = 0.25

@@ -193,7 +193,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
         levels = [level - 1 for level in plan.levels]
-        maps = objective.maps(batch.fixed, batch.moving, batch.labels)
+        maps = objective.maps(batch.fixed, batch.moving, batch.labels, generator)
         pairs = self.model.pyramid(batch.fixed, batch.moving)
         runs = self.model.schedule(self.config.taught(stage))
         last = max(i for i, p in enumerate(runs) if p in levels)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmln_pipeline.fields import Window, crop, downsample, halve_window, resize_field, warp
-from mmln_pipeline.labels import structures28
+from mmln_pipeline.labels import load_label_table, structures28
 from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
 from mmln_pipeline.network import MMLN, LevelOutput
 from mmln_pipeline.tissues import tissue_maps
 from mmln_pipeline.training.config import TrainConfig
+
+CORTEX = 100
+"""Numbers from this one on are parcels of the cortex in the Neuromorphometrics table."""
+PARCELS_A_STEP = 28
+"""Parcels that one step compares, of 98: all of them would take as much time as the network."""
 
 Maps = dict[str, tuple[Tensor, Tensor]]
 """Shares of classes in the voxels of the fixed and the moving image, by the name of the loss that compares them."""
@@ -30,12 +38,8 @@ class RunObjective:
     def __init__(self, model: MMLN, config: TrainConfig) -> None:
         self.model = model
         self.config = config
-        groups = structures28().values()
-        self.n_structures = len(groups)
-        beyond = 1 + max(max(numbers) for numbers in groups)  # stands for all larger numbers too
-        self.structure_of = torch.zeros(1 + beyond, dtype=torch.uint8)
-        for index, numbers in enumerate(groups, 1):
-            self.structure_of[list(numbers)] = index
+        self.structures = list(structures28().values())
+        self.parcels = [n for n in load_label_table("neuromorphometrics").values() if min(n) >= CORTEX]
 
     def __call__(
         self,
@@ -64,7 +68,7 @@ class RunObjective:
         Returns
         -------
         losses : dict of str to Tensor
-            ``loss``, ``similarity``, ``smoothness``, ``branch``, ``volume``, ``tissue``, ``dice``; scalars.
+            ``loss``, ``similarity``, ``smoothness``, ``branch``, ``volume``, ``tissue``, ``dice``, ``cortex``; scalars.
         out : LevelOutput
             On the window when there is one.
         """
@@ -77,6 +81,7 @@ class RunObjective:
             "volume": self._volume(out.displacement),
             "tissue": self._overlap("tissue", maps, out.displacement, window),
             "dice": self._overlap("dice", maps, out.displacement, window),
+            "cortex": self._overlap("cortex", maps, out.displacement, window),
         }
         loss = level_loss(
             level + 1,
@@ -84,11 +89,17 @@ class RunObjective:
             parts["similarity"],
             parts["smoothness"],
             self.config.smoothing(level),
-            parts["branch"] + parts["volume"] + parts["tissue"] + parts["dice"],
+            sum(parts[name] for name in ("branch", "volume", "tissue", "dice", "cortex")),
         )
         return {"loss": loss, **parts}, out
 
-    def maps(self, fixed: Tensor, moving: Tensor, labels: tuple[Tensor, Tensor] | None) -> list[Maps]:
+    def maps(
+        self,
+        fixed: Tensor,
+        moving: Tensor,
+        labels: tuple[Tensor, Tensor] | None,
+        generator: np.random.Generator,
+    ) -> list[Maps]:
         """Prepare what the Dice losses of a pair compare.
 
         Parameters
@@ -97,6 +108,8 @@ class RunObjective:
             The full-size pair, in [0, 1].
         labels : tuple of 2 Tensor, each of shape (B, 1, I, J, K), or None
             Its label images.
+        generator : numpy.random.Generator
+            Draws the parcels of the cortex that this step compares.
 
         Returns
         -------
@@ -109,18 +122,15 @@ class RunObjective:
         if self.config.loss.tissue:
             finest["tissue"] = (downsample(tissue_maps(fixed)), downsample(tissue_maps(moving)))
         if self.config.loss.dice and labels is not None:
-            finest["dice"] = (self._structures(labels[0]), self._structures(labels[1]))
+            finest["dice"] = (class_shares(labels[0], self.structures), class_shares(labels[1], self.structures))
+        if self.config.loss.cortex and labels is not None:
+            drawn = [self.parcels[i] for i in generator.permutation(len(self.parcels))[:PARCELS_A_STEP]]
+            finest["cortex"] = (class_shares(labels[0], drawn), class_shares(labels[1], drawn))
         levels = self.model.config.levels
         maps = [finest] * min(levels, 2)
         for _ in range(levels - 2):
             maps.insert(0, {name: (downsample(f), downsample(m)) for name, (f, m) in maps[0].items()})
         return maps
-
-    def _structures(self, labels: Tensor) -> Tensor:
-        """Return each structure's share on the grid of half the size, one after the other to save memory."""
-        table = self.structure_of.to(labels.device)
-        structures = table[labels.long().clamp(0, len(table) - 1)]
-        return torch.cat([downsample((structures == i).float()) for i in range(1, self.n_structures + 1)], 1)
 
     def _moved(self, moving: Tensor, displacement: Tensor, window: Window | None) -> Tensor:
         """Return the moving image, or any image on its grid, seen through a field that may be coarser."""
@@ -161,6 +171,34 @@ class RunObjective:
             return weight * self._similarity(fixed, moving, again.displacement, core)
         stacks = self.model.run_slices(level, fixed, moving, out, below)
         return weight * torch.stack([self._similarity(fixed, moving, u) for u in stacks]).mean()
+
+
+def class_shares(labels: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
+    """Return how much of every block of 2 x 2 x 2 voxels belongs to each class.
+
+    Parameters
+    ----------
+    labels : Tensor of int, shape (B, 1, I, J, K)
+        Label images of even size; negative and unknown numbers belong to no class.
+    classes : sequence of sequence of int
+        The label numbers of each class.
+
+    Returns
+    -------
+    Tensor, shape (B, len(classes), I/2, J/2, K/2)
+        0 to 1.
+    """
+    beyond = 1 + max(max(numbers) for numbers in classes)  # stands for all larger numbers too
+    class_of = torch.full([1 + beyond], len(classes), device=labels.device)
+    for index, numbers in enumerate(classes):
+        class_of[list(numbers)] = index
+    found = class_of[labels.long().clamp(0, beyond)]
+    half = [n // 2 for n in found.shape[2:]]
+    shares = torch.zeros(len(found), len(classes) + 1, math.prod(half), device=labels.device)
+    for i, j, k in product((0, 1), repeat=3):
+        corner = found[:, :, i::2, j::2, k::2].flatten(2)
+        shares.scatter_add_(1, corner, torch.full_like(corner, 1 / 8, dtype=shares.dtype))
+    return shares[:, :-1].unflatten(2, half)
 
 
 def central_window(shape: Sequence[int], size: Sequence[int]) -> Window:
