@@ -1,12 +1,16 @@
-"""Where the network runs: device names, threads, and the precision that pays on each device."""
+"""Where the network runs: device names, threads, memory, and the precision that pays on each device."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import SimpleITK as sitk
 import torch
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of glibc's ``mallopt``: from how much free memory on it returns some, how many blocks it maps singly."""
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -57,6 +61,27 @@ def itk_threads(count: int) -> Iterator[None]:
         yield
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(previous)
+
+
+@contextmanager
+def kept_memory() -> Iterator[None]:
+    """Let the C library keep freed memory during the block instead of handing it back to the system at once.
+
+    Fields of many megabytes come and go all the time, and the system zeroes each page that it hands out: on a CPU that
+    takes as long as much of the arithmetic. Does nothing where the C library is not glibc.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        libc.mallopt(_TRIM_THRESHOLD, 2**26)  # what glibc itself arrives at when large blocks are freed
+        libc.mallopt(_MMAP_MAX, 2**16)  # its default
+        libc.malloc_trim(0)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -73,11 +73,13 @@ def warp(image: Tensor, displacement: Tensor, mode: str = "bilinear", origin: Se
     Tensor, shape (B, C, i, j, k)
         ``image(x + origin + u(x))``, float32.
     """
-    size = image.shape[2:]
-    start = torch.tensor(origin, dtype=torch.float32, device=displacement.device).view(1, 3, 1, 1, 1)
-    position = voxel_grid(displacement.shape[2:], displacement.device) + start + displacement.float()
-    scale = torch.tensor([2.0 / max(n - 1, 1) for n in size], device=displacement.device).view(1, 3, 1, 1, 1)
-    normalized = (position * scale - 1.0).flip(1).movedim(1, -1)  # grid_sample wants the last axis first
+    components = []
+    for n, first, offset in zip(image.shape[2:], origin, displacement.float().unbind(1), strict=True):
+        axis, scale = len(components), 2.0 / max(n - 1, 1)
+        place = torch.arange(first, first + offset.shape[1 + axis], dtype=torch.float32, device=offset.device)
+        place = (place * scale - 1.0).view([-1 if a == axis else 1 for a in range(3)])
+        components.append(torch.add(place, offset, alpha=scale))
+    normalized = torch.stack(components[::-1], -1)  # grid_sample wants the last axis first
     return _grid_sample(image.float(), normalized, mode)
 
 

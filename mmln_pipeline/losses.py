@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmln_pipeline.fields import determinant, gradient
 
@@ -62,16 +64,13 @@ def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7, weight: Ten
         centred on every third voxel only, which tells the same and costs a fraction.
     """
     a, b = fixed.float(), moved.float()
-    moments = torch.cat([a, b, a * a, b * b, a * b], dim=1)
-    if weight is not None:
-        moments = torch.cat([moments * weight, weight], dim=1)
-    stride = _stride(window)
-    if stride > 1:
-        moments = _pool(moments, stride)
-    moments = _box(moments, window // stride)
-    if weight is not None:
-        moments = moments[:, :-1] / moments[:, -1:].clamp(min=1e-4)
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = moments.split(1, dim=1)
+    moments = [a, b, a * a, b * b, a * b]
+    if weight is None:
+        means = [_window_mean(moment, window) for moment in moments]
+    else:
+        counted = _window_mean(weight.float(), window).clamp(min=1e-4)
+        means = [_window_mean(moment * weight, window) / counted for moment in moments]
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = means
     var_a = (mean_aa - mean_a * mean_a).clamp(min=0)
     var_b = (mean_bb - mean_b * mean_b).clamp(min=0)
     covariance = mean_ab - mean_a * mean_b
@@ -267,11 +266,47 @@ def level_loss(
     return similarity + smoothing / 2 ** (levels - level) * smoothness + branch
 
 
-def _box(image: Tensor, window: int) -> Tensor:
-    """Average over a cubic window, axis by axis; the border averages what there is, a small grid shrinks it."""
-    for axis in range(3):
-        reach = (min(window, image.shape[2 + axis]) - 1) // 2
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * reach + 1, reach
-        image = F.avg_pool3d(image, kernel, stride=1, padding=padding, count_include_pad=False)
+def _window_mean(image: Tensor, window: int) -> Tensor:
+    """Average over a cubic window round every voxel, or every third one; see :func:`local_correlation`."""
+    stride = _stride(window)
+    return _BoxMean.apply(_pool(image, stride) if stride > 1 else image, window // stride)
+
+
+class _BoxMean(torch.autograd.Function):
+    """Average over a cubic window; the border averages what there is, a small grid shrinks the window.
+
+    Sums of shifted copies take a CPU a fraction of the pooling operator's time, and the gradient is such a sum too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, window: int) -> Tensor:
+        reaches = [(min(window, n) - 1) // 2 for n in image.shape[2:]]
+        ctx.reaches = reaches
+        return _box_sum(image, reaches).div_(_box_counts(image, reaches))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return _box_sum(slope / _box_counts(slope, ctx.reaches), ctx.reaches), None
+
+
+def _box_sum(image: Tensor, reaches: Sequence[int]) -> Tensor:
+    """Add up the neighbours of every voxel, axis by axis, as far as each axis reaches to either side."""
+    for axis, reach in enumerate(reaches, 2):
+        total = image.clone()
+        for shift in range(1, reach + 1):
+            inner = image.shape[axis] - shift
+            total.narrow(axis, shift, inner).add_(image.narrow(axis, 0, inner))
+            total.narrow(axis, 0, inner).add_(image.narrow(axis, shift, inner))
+        image = total
     return image
+
+
+def _box_counts(image: Tensor, reaches: Sequence[int]) -> Tensor:
+    """Return how many voxels of the grid each voxel's window holds."""
+    counts = image.new_ones(1)
+    for axis, reach in enumerate(reaches, 2):
+        place = torch.arange(image.shape[axis], device=image.device)
+        along = 1 + place.clamp(max=reach) + place.flip(0).clamp(max=reach)
+        counts = counts * along.view([-1 if a == axis else 1 for a in range(5)])
+    return counts

@@ -20,10 +20,10 @@ SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
 VOLUME = 0.2
 """Weight of the whole map's volume changes, the network's part included."""
-LEARNING_RATE = 0.1
+LEARNING_RATE = 0.2
 AUTO_ITERATIONS = 20
-FULL_SIZE_SHARE = 4
-"""One full-size iteration for every so many half-size ones."""
+SQUARINGS = 2
+"""Enough for so small a field while it is sought; the result is integrated as all others are."""
 PATIENCE, GAIN = 6, 1e-4
 """Stop when the loss has not fallen by the gain over so many iterations."""
 
@@ -47,7 +47,7 @@ def refine(
     velocities : sequence of Tensor, each of shape (1, 3, i, j, k)
         The network's answer.
     iterations : int or "auto", default="auto"
-        Iterations on half-size images, followed by a quarter as many on full-size images; 0 returns the input.
+        Iterations on half-size images, followed by as many on full-size images; 0 returns the input.
         ``auto`` runs up to 20. Either stage stops on a plateau; what is returned never depends on the clock.
     weight : Tensor, shape (1, 1, I, J, K), optional
         What each fixed voxel counts; 0 inside a lesion.
@@ -75,7 +75,7 @@ def refine(
     refining = torch.zeros(1, 3, *half[0].shape[2:], device=fixed.device, requires_grad=True)
     optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
     stages = [(half, downsample(weight) if weight is not None else None, count)]
-    stages.append(([fixed, moving], weight, count // FULL_SIZE_SHARE))
+    stages.append(([fixed, moving], weight, count))
     for images, stage_weight, steps in stages:
         best = _descend(images, start, refining, optimizer, steps, stage_weight, progress)
         with torch.no_grad():
@@ -96,7 +96,7 @@ def _descend(
     fixed, moving = images
     best, best_loss, since = refining.detach().clone(), float("inf"), 0
     for step in range(steps):
-        displacement = compose(start, resize_field(exponentiate(refining), start.shape[2:]))
+        displacement = compose(start, resize_field(exponentiate(refining, SQUARINGS), start.shape[2:]))
         moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
         similarity = similarity_loss(fixed, moved, "local+global", WINDOWS, weight)
         loss = similarity + SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)

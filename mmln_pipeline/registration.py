@@ -33,6 +33,7 @@ MIN_OVERLAP = 0.1
 """Share of the fixed brain that the linearly aligned moving brain must cover at least."""
 
 
+@devices.kept_memory()
 def run(pair: Pair, options: Options, start: float, progress: Progress | None = None) -> RegistrationResult:
     """Register a checked pair.
 
@@ -156,8 +157,7 @@ def _prepare_machine(options: Options, device: torch.device) -> None:
 
 def _refining_steps(options: Options) -> int:
     """Return how many steps refining takes at most, on half-size and full-size images together."""
-    count = refinement.AUTO_ITERATIONS if options.refine == "auto" else int(options.refine)
-    return count + count // refinement.FULL_SIZE_SHARE
+    return 2 * (refinement.AUTO_ITERATIONS if options.refine == "auto" else int(options.refine))
 
 
 def _linear_start(pair: Pair, options: Options) -> NDArray[np.float64]:

@@ -1,11 +1,14 @@
-"""Devices: names that exist, and errors for those that do not."""
+"""Devices: names that exist, errors for those that do not, and memory that is kept for a while."""
 
 from __future__ import annotations
 
+import platform
+
+import psutil
 import pytest
 import torch
 
-from mmln_pipeline.devices import autocast, resolve_device, set_threads
+from mmln_pipeline.devices import autocast, kept_memory, resolve_device, set_threads
 
 
 def test_cpu_and_auto():
@@ -38,3 +41,14 @@ def test_threads_and_autocast():
     with autocast(torch.device("cpu")):
         product = torch.nn.functional.conv3d(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 3, 3, 3))
     assert product.dtype in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")
+def test_memory_is_kept_within_the_block_and_goes_back_behind_it():
+    process, size = psutil.Process(), 2**28
+    before = process.memory_info().rss
+    with kept_memory():
+        block = torch.ones(size // 4)
+        del block
+        assert process.memory_info().rss - before > size / 2
+    assert process.memory_info().rss - before < size / 2

@@ -40,6 +40,25 @@ def test_local_correlation_matches_a_window_by_hand():
     torch.testing.assert_close(local_correlation(a, b, 3)[0, 0, 3, 4, 5], expected, atol=1e-3, rtol=0)
 
 
+def test_windows_hold_what_there_is_of_them():
+    a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
+    corner = torch.stack([a[0, 0, :3, :3, :3].flatten(), b[0, 0, :3, :3, :3].flatten()])
+    torch.testing.assert_close(
+        local_correlation(a, b, 5)[0, 0, 0, 0, 0], torch.corrcoef(corner)[0, 1] ** 2, atol=1e-3, rtol=0
+    )
+    whole = local_correlation(a[..., :2], b[..., :2], 5)  # shrunk to 1 along the last axis
+    assert whole.shape == (1, 1, *SHAPE[:2], 2) and whole.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [3, 5, 9])
+def test_gradient_of_local_correlation_is_its_slope(window):
+    a, b, way = (torch.rand(1, 1, 9, 10, 12) for _ in range(3))
+    b.requires_grad_()
+    (gradient,) = torch.autograd.grad(local_correlation_loss(a, b, window), b)
+    ahead, behind = (local_correlation_loss(a, b.detach() + step * way, window) for step in (0.01, -0.01))
+    torch.testing.assert_close((gradient * way).sum(), (ahead - behind) / 0.02, atol=1e-3, rtol=0.02)
+
+
 def test_wide_windows_are_centred_on_every_third_voxel():
     smooth = torch.nn.functional.interpolate(torch.rand(2, 1, 5, 6, 7), size=(21, 24, 27), mode="trilinear")
     a, b = smooth[:1], smooth[1:]

@@ -17,7 +17,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from mmln_pipeline.devices import has_fast_bfloat16, resolve_device
+from mmln_pipeline.devices import has_fast_bfloat16, kept_memory, resolve_device
 from mmln_pipeline.fields import Window
 from mmln_pipeline.files import atomic_path, write_text
 from mmln_pipeline.network import MMLN, LevelOutput
@@ -128,6 +128,7 @@ class Trainer:
             self.model.load_state_dict(weights.state_dict())
         self.progress = Progress(0, 0, -1.0, {}, {}, {})
 
+    @kept_memory()
     def run(self, minutes: float | None, resume: bool) -> Path:
         """Train until the last stage's last step, or for some minutes."""
         deadline = time.monotonic() + 60 * minutes if minutes else math.inf
