@@ -73,7 +73,7 @@ def warp(image: Tensor, displacement: Tensor, mode: str = "bilinear", origin: Se
     Tensor, shape (B, C, i, j, k)
         ``image(x + origin + u(x))``, float32.
     """
-    components = []
+    components: list[Tensor] = []
     for n, first, offset in zip(image.shape[2:], origin, displacement.float().unbind(1), strict=True):
         axis, scale = len(components), 2.0 / max(n - 1, 1)
         place = torch.arange(first, first + offset.shape[1 + axis], dtype=torch.float32, device=offset.device)
