@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -70,8 +71,8 @@ def kept_memory() -> Iterator[None]:
     Fields of many megabytes come and go all the time, and the system zeroes each page that it hands out: on a CPU that
     takes as long as much of the arithmetic. Does nothing where the C library is not glibc.
     """
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    if libc is None or not hasattr(libc, "mallopt"):
         yield
         return
     libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
