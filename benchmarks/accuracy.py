@@ -11,9 +11,11 @@ python benchmarks/accuracy.py ../shared/bench --output benchmarks/results
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import statistics
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from unittest import mock
 
@@ -184,10 +186,12 @@ def main() -> None:
     options = parser.parse_args()
     pairs = pd.read_csv(options.bench / "pairs.tsv", sep="\t", dtype=str)
     refined = options.model[:1] if options.refine is None else options.refine
+    methods = list_methods(options.model, refined, options.volume)
     rows = []
-    for method in list_methods(options.model, refined, options.volume):
-        for pair in pairs.itertuples():
-            rows.append(score_pair(options.bench, pair.fixed, pair.moving, method))
+    # a new process each, as for a user: a long one's memory is scattered, which slows it, and its peak only grows
+    with get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        for method, pair in itertools.product(methods, pairs.itertuples()):
+            rows.append(pool.apply(score_pair, (options.bench, pair.fixed, pair.moving, method)))
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     frame = pd.DataFrame(rows)
     table = summarize(frame, options.bench / "peers_mean.tsv")

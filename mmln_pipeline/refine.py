@@ -2,7 +2,7 @@
 
 A further stationary velocity field of half the grid's size is composed behind the network's, so that the result is a
 diffeomorphism of the same kind. It is optimised on half-size images first, then on full-size images, which small deep
-structures need. Nothing is kept between pairs.
+structures need; of both only the box round the brains. Nothing is kept between pairs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, resize_field, warp
@@ -22,6 +23,8 @@ VOLUME = 0.2
 """Weight of the whole map's volume changes, the network's part included."""
 LEARNING_RATE = 0.2
 AUTO_ITERATIONS = 20
+MARGIN = 4
+"""Voxels of background that the box round the brains keeps, on half-size images."""
 SQUARINGS = 2
 """Enough for so small a field while it is sought; the result is integrated as all others are."""
 PATIENCE, GAIN = 6, 1e-4
@@ -47,7 +50,7 @@ def refine(
     velocities : sequence of Tensor, each of shape (1, 3, i, j, k)
         The network's answer.
     iterations : int or "auto", default="auto"
-        Iterations on half-size images, followed by as many on full-size images; 0 returns the input.
+        Iterations on full-size images, after half as many on half-size images; 0 returns the input.
         ``auto`` runs up to 20. Either stage stops on a plateau; what is returned never depends on the clock.
     weight : Tensor, shape (1, 1, I, J, K), optional
         What each fixed voxel counts; 0 inside a lesion.
@@ -65,22 +68,30 @@ def refine(
     ValueError
         When `iterations` is neither "auto" nor a number of at least 0.
     """
-    count = _count(iterations)
-    if count == 0:
+    steps = count_steps(iterations)
+    if not any(steps):
         return tuple(velocities)
     half = [downsample(image) for image in (fixed, moving)]
-    grid = [max(sizes) for sizes in zip(half[0].shape[2:], *(v.shape[2:] for v in velocities), strict=True)]
+    shape = half[0].shape[2:]
+    grid = tuple(max(sizes) for sizes in zip(shape, *(v.shape[2:] for v in velocities), strict=True))
+    box = _brain_box(*half)
     with torch.no_grad():
-        start = integrate(velocities, grid)
-    refining = torch.zeros(1, 3, *half[0].shape[2:], device=fixed.device, requires_grad=True)
+        start = _crop(integrate(velocities, grid), box, 1 if grid == shape else 2)
+    half = [_crop(image, box) for image in half]
+    half_weight = _crop(downsample(weight), box) if weight is not None else None
+    full = [_crop(image, box, 2) for image in (fixed, moving)]
+    full_weight = _crop(weight, box, 2) if weight is not None else None
+    refining = torch.zeros_like(half[0]).repeat(1, 3, 1, 1, 1).requires_grad_()
     optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
-    stages = [(half, downsample(weight) if weight is not None else None, count)]
-    stages.append(([fixed, moving], weight, count))
-    for images, stage_weight, steps in stages:
-        best = _descend(images, start, refining, optimizer, steps, stage_weight, progress)
+    for count, images, stage_weight in zip(steps, (half, full), (half_weight, full_weight), strict=True):
+        best = _descend(images, start, refining, optimizer, count, stage_weight, progress)
         with torch.no_grad():
             refining.copy_(best)
-    return (*velocities, refining.detach()) if refining.detach().any() else tuple(velocities)
+    if not refining.detach().any():
+        return tuple(velocities)
+    around = [(along.start, n - along.stop) for along, n in zip(box, shape, strict=True)]
+    sides = [side for pair in reversed(around) for side in pair]  # the last axis first
+    return (*velocities, F.pad(refining.detach(), sides, mode="replicate"))
 
 
 def _descend(
@@ -106,7 +117,7 @@ def _descend(
         else:
             since += 1
         if progress is not None:
-            progress(f"refine {step + 1}/{steps} at {fixed.shape[2]} voxels: loss {value:.4f}")
+            progress(f"refine {step + 1}/{steps} at {'x'.join(map(str, fixed.shape[2:]))} voxels: loss {value:.4f}")
         if since >= PATIENCE:
             break
         optimizer.zero_grad()
@@ -115,10 +126,32 @@ def _descend(
     return best
 
 
-def _count(iterations: int | str) -> int:
-    """Return how many half-size iterations may run."""
+def count_steps(iterations: int | str) -> tuple[int, int]:
+    """Return how many iterations may run on half-size and on full-size images.
+
+    Raises
+    ------
+    ValueError
+        When `iterations` is neither "auto" nor a number of at least 0.
+    """
     if iterations == "auto":
-        return AUTO_ITERATIONS
+        iterations = AUTO_ITERATIONS
     if isinstance(iterations, str) or iterations < 0:
         raise ValueError(f"refine: expected 'auto' or a number of at least 0, found {iterations!r}")
-    return iterations
+    return (iterations + 1) // 2, iterations
+
+
+def _brain_box(*images: Tensor) -> tuple[slice, ...]:
+    """Return where, with a margin, any half-size image is above 0, axis by axis; all of it where none is."""
+    inside = torch.stack([image > 0 for image in images]).flatten(0, -4).any(0)
+    box = []
+    for axis, n in enumerate(inside.shape):
+        places = inside.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [0, n]
+        box.append(slice(max(places[0] - MARGIN, 0), min(places[-1] + 1 + MARGIN, n)))
+    return tuple(box)
+
+
+def _crop(image: Tensor, box: Sequence[slice], scale: int = 1) -> Tensor:
+    """Return what of an image or field on the half-size grid, or one `scale` times as fine, lies in the box."""
+    i, j, k = (slice(scale * along.start, scale * along.stop) for along in box)
+    return image[:, :, i, j, k]

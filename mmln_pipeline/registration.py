@@ -71,7 +71,7 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
         velocities = model(*images)
     with clock.stage("refine"):
         if options.refine != 0:
-            report = clock.steps("refine", _refining_steps(options))
+            report = clock.steps("refine", sum(refinement.count_steps(options.refine)))
             weight = _trusted(pair, network, matrix, velocities)
             velocities = refinement.refine(*images, velocities, options.refine, weight, progress=report)
     with clock.stage("integrate"), torch.no_grad():
@@ -153,11 +153,6 @@ def _prepare_machine(options: Options, device: torch.device) -> None:
     torch.manual_seed(options.random_seed)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-
-
-def _refining_steps(options: Options) -> int:
-    """Return how many steps refining takes at most, on half-size and full-size images together."""
-    return 2 * (refinement.AUTO_ITERATIONS if options.refine == "auto" else int(options.refine))
 
 
 def _linear_start(pair: Pair, options: Options) -> NDArray[np.float64]:

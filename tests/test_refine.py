@@ -63,7 +63,7 @@ def test_progress_and_errors(pair):
     fixed, moving, start = pair
     lines = []
     refine(fixed, moving, start, 4, progress=lines.append)
-    assert len(lines) == 8 and "1/4" in lines[0] and "1/4" in lines[4]
+    assert len(lines) == 6 and "1/2" in lines[0] and "1/4" in lines[2]
     for bad in ("fast", -1):
         with pytest.raises(ValueError, match="refine: expected 'auto' or a number"):
             refine(fixed, moving, start, bad)
