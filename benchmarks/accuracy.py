@@ -158,9 +158,16 @@ def plot_dice(table: pd.DataFrame, path: Path) -> None:
             style = {"marker": "o", "color": "C3"} if is_ours else {"marker": "s", "color": "0.5"}
             axes.scatter(group[column], group["dice28"], **style)
             for x, y, name in zip(group[column], group["dice28"], group["method"], strict=True):
-                _, _, weight = name.partition(" (volume weight ")  # of those the number, on the other side
-                text, offset, side = (weight[:-1], (-5, -3), "right") if weight else (name, (5, 4), "left")
-                if name.endswith("(topology off)"):  # beside the same without
+                _, _, weight = name.partition(" (volume weight ")  # of those the number, where there is room
+                text, offset, side = name, (5, 4), "left"
+                if weight:
+                    text, offset, side = (
+                        weight[:-1],
+                        *(((-5, -3), "right") if column == "folds" else ((0, -11), "center")),
+                    )
+                elif not is_ours and column == "sdlogj":
+                    offset, side = (-5, 4), "right"
+                elif name.endswith("(topology off)"):  # beside the same without
                     offset = (5, -9)
                 axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=side, fontsize=7)
     panels[0].set(
@@ -169,7 +176,7 @@ def plot_dice(table: pd.DataFrame, path: Path) -> None:
         xlabel=f"brain voxels folded, % (none: {FEWEST_FOLDS:g})",
         ylabel="mean Dice, 28 structures",
     )
-    panels[1].set(xlabel="SDlogJ in the brain", xlim=(0.2, 0.95))
+    panels[1].set(xlabel="SDlogJ in the brain", xlim=(0.1, 0.85))
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
     plt.close(figure)
