@@ -162,6 +162,23 @@ def similarity_loss(
     raise ValueError(f"similarity: expected one of {', '.join(map(repr, SIMILARITIES))}, found {kind!r}")
 
 
+def squared_difference_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean squared difference of two images of one unit.
+
+    Parameters
+    ----------
+    fixed, moved : Tensor, shape (B, 1, I, J, K)
+    weight : Tensor, shape (B, 1, I, J, K), optional
+        What each voxel counts; all ones by default.
+
+    Returns
+    -------
+    Tensor, scalar
+        In the unit's square.
+    """
+    return _mean((fixed.float() - moved.float()).square(), weight, 1)
+
+
 def smoothness_loss(velocity: Tensor) -> Tensor:
     """Return the mean squared norm of a velocity field's gradient, in voxel units.
 

@@ -14,13 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, resize_field, warp
-from mmln_pipeline.losses import similarity_loss, smoothness_loss, volume_loss
+from mmln_pipeline.losses import similarity_loss, smoothness_loss, squared_difference_loss, volume_loss
+from mmln_pipeline.tissues import REACH, depth_map
 
 WINDOWS = (5, 15)
 SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
 VOLUME = 0.2
 """Weight of the whole map's volume changes, the network's part included."""
+DEPTH = 0.05
+"""Weight of the squared difference in depth below the tissue's surface, in voxels."""
 LEARNING_RATE = 0.2
 AUTO_ITERATIONS = 20
 MARGIN = 4
@@ -81,10 +84,19 @@ def refine(
     half_weight = _crop(downsample(weight), box) if weight is not None else None
     full = [_crop(image, box, 2) for image in (fixed, moving)]
     full_weight = _crop(weight, box, 2) if weight is not None else None
+    depths = [downsample(depth_map(image)) for image in full]
+    # What has no weight may look like fluid, which tells on the depth as far as it reaches.
+    depth_weight = -F.max_pool3d(-half_weight, REACH + 1, 1, REACH // 2) if half_weight is not None else None
     refining = torch.zeros_like(half[0]).repeat(1, 3, 1, 1, 1).requires_grad_()
     optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
+
+    def penalty(displacement: Tensor) -> Tensor:
+        moved = warp(depths[1], resize_field(displacement, depths[0].shape[2:]))
+        apart = squared_difference_loss(depths[0], moved, depth_weight)
+        return DEPTH * apart + SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
+
     for count, images, stage_weight in zip(steps, (half, full), (half_weight, full_weight), strict=True):
-        best = _descend(images, start, refining, optimizer, count, stage_weight, progress)
+        best = _descend(images, start, refining, optimizer, count, stage_weight, penalty, progress)
         with torch.no_grad():
             refining.copy_(best)
     if not refining.detach().any():
@@ -101,16 +113,16 @@ def _descend(
     optimizer: torch.optim.Optimizer,
     steps: int,
     weight: Tensor | None,
+    penalty: Callable[[Tensor], Tensor],
     progress: Report | None,
 ) -> Tensor:
-    """Run one stage; return the refining field of its lowest loss."""
+    """Run one stage; return the refining field of its lowest loss, similarity and the displacement's penalty."""
     fixed, moving = images
     best, best_loss, since = refining.detach().clone(), float("inf"), 0
     for step in range(steps):
         displacement = compose(start, resize_field(exponentiate(refining, SQUARINGS), start.shape[2:]))
         moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
-        similarity = similarity_loss(fixed, moved, "local+global", WINDOWS, weight)
-        loss = similarity + SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
+        loss = similarity_loss(fixed, moved, "local+global", WINDOWS, weight) + penalty(displacement)
         value = float(loss.detach())
         if value < best_loss * (1 - GAIN):
             best, best_loss, since = refining.detach().clone(), value, 0

@@ -1,15 +1,18 @@
-"""Soft maps of dark, middle and bright tissue from an image's own brightness: labels that need no labelling."""
+"""Maps of tissue from an image's own brightness, soft shares and depth: labels that need no labelling."""
 
 from __future__ import annotations
 
 import torch
 from scipy.cluster.vq import kmeans2
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 CLASSES = 3
 """In T1w brains: cerebrospinal fluid, grey matter, white matter."""
 SAMPLES = 100_000
 """About so many voxels of the brain, evenly spread, tell the classes' brightness."""
+REACH = 8
+"""Voxels from the tissue's surface, on either side, to which depth is measured; an even number."""
 
 
 def tissue_maps(image: Tensor) -> Tensor:
@@ -32,6 +35,27 @@ def tissue_maps(image: Tensor) -> Tensor:
     deviation within the classes.
     """
     return torch.cat([_maps_of_one(one) for one in image.float().split(1)])
+
+
+def depth_map(image: Tensor) -> Tensor:
+    """Return how deep every voxel lies in tissue, measured from its border with fluid or background.
+
+    Parameters
+    ----------
+    image : Tensor, shape (1, 1, I, J, K)
+        In [0, 1]; the brain is above 0.
+
+    Returns
+    -------
+    Tensor, shape (1, 1, I, J, K)
+        Signed Euclidean distance in voxels, positive in tissue, limited to `REACH` on either side. All 0 where an
+        image has no such border.
+    """
+    tissue = (tissue_maps(image)[0, 1:].sum(0) > 0.5).cpu().numpy()
+    if tissue.all() or not tissue.any():
+        return torch.zeros_like(image, dtype=torch.float32)
+    signed = distance_transform_edt(tissue) - distance_transform_edt(~tissue)
+    return torch.from_numpy(signed.clip(-REACH, REACH)).to(image.device, torch.float32)[None, None]
 
 
 def _maps_of_one(image: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mmln_pipeline.losses import (
     similarity_loss,
     smoothness_loss,
     soft_dice_loss,
+    squared_difference_loss,
     volume_loss,
 )
 
@@ -117,6 +118,14 @@ def test_local_weight_leaves_voxels_out():
     weight = torch.zeros(1, 1, *SHAPE)
     weight[..., :1] = 1
     assert local_correlation_loss(a, b, 3, weight) < 1e-3 < local_correlation_loss(a, b, 3)
+
+
+def test_squared_difference_leaves_out_what_has_no_weight():
+    a, weight = torch.rand(1, 1, *SHAPE), torch.ones(1, 1, *SHAPE)
+    b = a + 2
+    torch.testing.assert_close(squared_difference_loss(a, b), torch.tensor(4.0))
+    b[..., :3], weight[..., :3] = 100, 0
+    torch.testing.assert_close(squared_difference_loss(a, b, weight), torch.tensor(4.0))
 
 
 def test_similarity_loss_names_what_it_knows():

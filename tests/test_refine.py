@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mmln_pipeline.fields import compose, exponentiate, integrate, ndv, resize_image, warp
-from mmln_pipeline.losses import local_correlation_loss, volume_loss
+from mmln_pipeline.losses import local_correlation_loss, squared_difference_loss, volume_loss
 from mmln_pipeline.refine import refine
+from mmln_pipeline.tissues import depth_map
 
 SHAPE = (24, 28, 32)
 
@@ -40,6 +41,36 @@ def test_volume_changes_are_held_back(pair, monkeypatch):
         monkeypatch.setattr("mmln_pipeline.refine.VOLUME", weight)
         changes.append(volume_loss(integrate(refine(*pair, 20), SHAPE)))
     assert changes[1] < 0.7 * changes[0]
+
+
+def brain(first):
+    """Return three nested tissues, one face of which lies where asked."""
+    image = torch.zeros(1, 1, *SHAPE)
+    for depth, value in enumerate((0.3, 0.6, 0.9)):
+        image[..., first + depth : -4 - depth, 4 + depth : -4 - depth, 4 + depth : -4 - depth] = value
+    return image
+
+
+def test_what_has_no_weight_steers_nothing_however_dark():
+    fixed, moving, start = brain(6), brain(8), (torch.zeros(1, 3, 6, 7, 8),)
+    weight, hole = torch.ones_like(fixed), fixed.clone()
+    weight[..., 14:18, 12:16, 14:18] = 0
+    hole[weight == 0] = 0.3
+    whole, lesioned = (integrate(refine(image, moving, start, 6, weight), SHAPE) for image in (fixed, hole))
+    assert whole.abs().max() > 0.5
+    torch.testing.assert_close(lesioned, whole, atol=0.02, rtol=0)
+
+
+def test_the_tissues_surfaces_are_brought_together(monkeypatch):
+    """One face lies four voxels off, flat inside: little of it in a window's sight, all of it in that of depth."""
+    fixed, moving = brain(6), brain(10)
+    start = (torch.zeros(1, 3, 6, 7, 8),)
+    apart = []
+    for weight in (0.0, 0.05):
+        monkeypatch.setattr("mmln_pipeline.refine.DEPTH", weight)
+        moved = warp(moving, integrate(refine(fixed, moving, start, 10), SHAPE))
+        apart.append(squared_difference_loss(depth_map(fixed), depth_map(moved)))
+    assert apart[1] < 0.7 * apart[0]
 
 
 def test_zero_iterations_return_the_input(pair):

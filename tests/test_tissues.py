@@ -1,11 +1,11 @@
-"""Tissue maps: three classes by brightness, whatever the contrast; nothing outside the brain."""
+"""Tissue maps: three classes by brightness, whatever the contrast; nothing outside the brain. Depth in voxels."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from mmln_pipeline.tissues import tissue_maps
+from mmln_pipeline.tissues import REACH, depth_map, tissue_maps
 
 
 @pytest.fixture
@@ -41,3 +41,19 @@ def test_shares_sum_to_one_in_the_brain(shells):
 @pytest.mark.parametrize("image", [torch.zeros(1, 1, 4, 5, 6), torch.ones(1, 1, 4, 5, 6)])
 def test_an_image_without_contrast_has_no_tissues(image):
     assert not tissue_maps(image).any()
+    assert not depth_map(image).any()
+
+
+def test_depth_is_the_signed_distance_to_fluid_and_background(shells):
+    image, _ = shells  # tissue begins 4 voxels from the edge
+    depth = depth_map(image)
+    assert depth.shape == image.shape and depth.dtype == torch.float32
+    along = depth[0, 0, :, 8, 8]
+    assert along[:8].tolist() == [-4, -3, -2, -1, 1, 2, 3, 4] and along[8:].equal(along[:7].flip(0))
+    far = depth_map(torch.nn.functional.pad(image, (20,) * 6))
+    assert far.min() == -REACH
+
+
+def test_depth_does_not_mind_brightness(shells):
+    image, _ = shells
+    assert depth_map(0.3 * image).equal(depth_map(image))
