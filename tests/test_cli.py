@@ -187,16 +187,25 @@ def test_models(monkeypatch, capsys, tmp_path):
         "name": "tiny",
         "license": "CC-BY-NC-3.0",
         "sha256": "a" * 64,
-        "training": {"data": ["one", "two"], "steps": 5},
+        "note": "as small as can be",
+        "training": {
+            "volumes": ["one", "two"],
+            "steps": {"1": 1000, "2": 5},
+            "hours": {"1": 0.5, "2": 0.25},
+            "before": [{"steps": {"1": 200}, "hours": {"1": 1.0}}, {"note": "not counted"}],
+        },
         "scores": {"dice": 0.75},
         "path": str(tmp_path / "tiny.safetensors"),
     }
     monkeypatch.setattr(weights, "list_models", lambda: [card])
     assert main(["models"]) == 0
     text = capsys.readouterr().out
-    for part in ("tiny", "CC-BY-NC-3.0", "a" * 12, "one + two", "dice 0.75", str(tmp_path / "tiny.json")):
+    summary = "2 volumes, 1,205 steps, 1.8 h"
+    for part in ("tiny", "as small", "CC-BY-NC-3.0", "a" * 64, summary, "dice 0.75", str(tmp_path / "tiny.json")):
         assert part in text
-    assert "a" * 13 not in text
+    del card["training"], card["note"]
+    assert main(["models"]) == 0
+    assert "0 volumes" in capsys.readouterr().out
     assert main(["models", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [card]
     monkeypatch.setattr(weights, "list_models", lambda: [])

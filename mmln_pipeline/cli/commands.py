@@ -122,22 +122,28 @@ def run_models(options: argparse.Namespace) -> None:
 
 
 def _card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
-    training, scores = card.get("training") or {}, card.get("scores") or {}
-    return [
-        ("licence", str(card.get("license", "not stated"))),
-        ("sha256", str(card["sha256"])[:12]),
-        ("training", _flat(training)),
-        ("scores", _flat(scores)),
+    lines = [
+        ("note", card.get("note", "")),
+        ("licence", card.get("license", "not stated")),
+        ("training", _sum_up(card.get("training") or {})),
+        ("scores", _flat(card.get("scores") or {})),
+        ("sha256", card["sha256"]),
         ("card", str(Path(card["path"]).with_suffix(".json"))),
     ]
+    return [line for line in lines if line[1]]
+
+
+def _sum_up(training: dict[str, Any]) -> str:
+    """Say how much training went into a model: the run that made it, and those that it continued from."""
+    runs = [*training.get("before", []), training]
+    steps, hours = (sum(sum(run.get(name, {}).values()) for run in runs) for name in ("steps", "hours"))
+    return f"{len(training.get('volumes', []))} volumes, {steps:,} steps, {hours:.1f} h"
 
 
 def _flat(value: Any) -> str:
     """Put a part of a card on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {_flat(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return " + ".join(_flat(item) for item in value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
