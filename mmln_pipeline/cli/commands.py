@@ -122,15 +122,13 @@ def run_models(options: argparse.Namespace) -> None:
 
 
 def _card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [
-        ("note", card.get("note", "")),
+    return [
         ("licence", card.get("license", "not stated")),
         ("training", _sum_up(card.get("training") or {})),
         ("scores", _flat(card.get("scores") or {})),
         ("sha256", card["sha256"]),
         ("card", str(Path(card["path"]).with_suffix(".json"))),
     ]
-    return [line for line in lines if line[1]]
 
 
 def _sum_up(training: dict[str, Any]) -> str:
