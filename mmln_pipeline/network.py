@@ -8,6 +8,8 @@ Decisions where the paper and its public description are silent:
   their size, which is smoother and costs a third.
 - ``combine="compose"`` integrates each level's residual velocity on its own, ``phi_p = phi'_(p-1) o exp(R_p)``, which
   is what warping the moving image before the level asks for; ``combine="add"`` is the paper's ``exp(V'_(p-1) + R_p)``.
+- A level named in ``symmetric`` sees the pair in both orders and answers with half the difference: exchanging the
+  images turns its velocity round.
 - A window of level 3 (the core, or a training sub-volume) samples the whole moving image, so that what moves into the
   window from outside is seen.
 - The last convolution starts at zero: an untrained network returns the identity.
@@ -63,6 +65,8 @@ class NetworkConfig:
         Levels in the order in which they run, from 1 (coarsest); empty for each once, coarse to fine.
     finest_field : {"full", "half"}, default="full"
         Size of the finest level's field, relative to the images.
+    symmetric : sequence of int, optional
+        Levels, from 1 (coarsest), that see the pair in both orders: ``R = (net(F, M, V) - net(M, F, -V)) / 2``.
     """
 
     levels: int = 3
@@ -72,10 +76,12 @@ class NetworkConfig:
     slices: tuple[str, ...] = ("axial",)
     schedule: tuple[int, ...] = ()
     finest_field: str = "full"
+    symmetric: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(self.slices))
         object.__setattr__(self, "schedule", tuple(self.schedule) or tuple(range(1, self.levels + 1)))
+        object.__setattr__(self, "symmetric", tuple(self.symmetric))
         if self.combine not in ("compose", "add"):
             raise ValueError(f"network.combine: expected 'compose' or 'add', found {self.combine!r}")
         unknown = set(self.slices) - set(AXES)
@@ -83,6 +89,8 @@ class NetworkConfig:
             raise ValueError(f"network.slices: expected names among {sorted(AXES)}, found {sorted(unknown)}")
         if self.finest_field not in ("full", "half"):
             raise ValueError(f"network.finest_field: expected 'full' or 'half', found {self.finest_field!r}")
+        if beyond := set(self.symmetric) - set(range(1, self.levels + 1)):
+            raise ValueError(f"network.symmetric: expected levels 1 to {self.levels}, found {sorted(beyond)}")
         steps = zip((0, *self.schedule), self.schedule, strict=False)
         if set(self.schedule) != set(range(1, self.levels + 1)) or any(b > a + 1 for a, b in steps):
             raise ValueError(
@@ -92,7 +100,8 @@ class NetworkConfig:
 
     def asdict(self) -> dict[str, object]:
         """Return the configuration as plain values, for a card or a checkpoint."""
-        return asdict(self) | {"slices": list(self.slices), "schedule": list(self.schedule)}
+        lists = {name: list(getattr(self, name)) for name in ("slices", "schedule", "symmetric")}
+        return asdict(self) | lists
 
 
 class LevelOutput(NamedTuple):
@@ -325,7 +334,7 @@ class MMLN(nn.Module):
         if below is None:
             size = [s.stop - s.start for s in own]
             velocity = fixed.new_zeros(len(fixed), 3, *size)
-            residual, features = self.levels[p](self._input(p, fixed, moving, velocity))
+            residual, features = self._predict(p, fixed, moving, velocity)
             return LevelOutput(residual, residual, exponentiate(residual), features, None, p)
         moved = warp(moving, crop(resize_field(below.displacement, shape), where), origin=[s.start for s in where])
         seen = crop(resize_field(below.velocity, own_shape), own)
@@ -333,7 +342,7 @@ class MMLN(nn.Module):
         cropped = carried
         if window is not None and carried is not None:
             cropped = crop(carried, halve_window(where))
-        residual, features = self.levels[p](self._input(p, crop(fixed, where), moved, seen), cropped)
+        residual, features = self._predict(p, crop(fixed, where), moved, seen, cropped)
         if window is None:  # what a coarser level adds to a finer field must not make that coarser
             own_shape = tuple(max(pair) for pair in zip(below.velocity.shape[2:], own_shape, strict=True))
             own = tuple(slice(0, n) for n in own_shape)
@@ -342,6 +351,19 @@ class MMLN(nn.Module):
         prior = resize_field(below.displacement, own_shape)
         displacement = self._join(prior, velocity, residual, [s.start for s in own])
         return LevelOutput(residual, velocity, displacement, features, carried, p)
+
+    def _predict(
+        self, p: int, fixed: Tensor, moved: Tensor, velocity: Tensor, carried: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return a subnet's velocity and features, its velocity of both orders of the pair where it is symmetric."""
+        ahead = self._input(p, fixed, moved, velocity)
+        if p + 1 not in self.config.symmetric:
+            residual, features = self.levels[p](ahead, carried)
+            return residual, features
+        both = torch.cat([ahead, self._input(p, moved, fixed, -velocity)])
+        residual, features = self.levels[p](both, None if carried is None else carried.repeat(2, 1, 1, 1, 1))
+        there, back = residual.chunk(2)
+        return (there - back) / 2, features.chunk(2)[0]
 
     def _input(self, p: int, fixed: Tensor, moved: Tensor, velocity: Tensor) -> Tensor:
         """Stack a subnet's input channels."""

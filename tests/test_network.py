@@ -56,6 +56,22 @@ def test_integrated_velocities_are_the_last_runs_field(pair, combine, schedule, 
     assert expected.shape[2:] == (SHAPE if finest_field == "full" else (8, 10, 12))
 
 
+@pytest.mark.parametrize(("symmetric", "turns"), [((), False), ((1,), True)])
+def test_exchanging_the_images_turns_a_symmetric_levels_velocity_round(pair, symmetric, turns):
+    model = tiny(schedule=CYCLE, symmetric=symmetric)
+    with torch.no_grad():
+        there, back = (model.run(*images, levels=1)[0].residual for images in (pair, pair[::-1]))
+    assert torch.allclose(there, -back, atol=1e-6) is turns
+
+
+def test_a_symmetric_level_receives_the_lower_levels_features_for_both_orders(pair):
+    model = tiny(symmetric=(1, 2, 3), schedule=CYCLE)
+    with torch.no_grad():
+        outputs = model.run(*pair)
+    assert [out.features.shape[0] for out in outputs] == [1] * len(CYCLE)
+    assert [out.level for out in outputs] == [p - 1 for p in CYCLE]
+
+
 def test_a_coarser_run_keeps_the_finer_field(pair):
     model = tiny(schedule=(1, 2, 1, 2, 3))
     with torch.no_grad():
@@ -227,3 +243,5 @@ def test_configuration_names_what_it_knows():
         NetworkConfig(combine="sum")
     with pytest.raises(ValueError, match="oblique"):
         NetworkConfig(slices=("oblique",))
+    with pytest.raises(ValueError, match=r"network.symmetric: expected levels 1 to 3, found \[4\]"):
+        NetworkConfig(symmetric=(1, 4))
