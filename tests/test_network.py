@@ -64,12 +64,16 @@ def test_exchanging_the_images_turns_a_symmetric_levels_velocity_round(pair, sym
     assert torch.allclose(there, -back, atol=1e-6) is turns
 
 
-def test_a_symmetric_level_receives_the_lower_levels_features_for_both_orders(pair):
+def test_symmetric_levels_keep_the_pairs_of_a_batch_apart(pair):
     model = tiny(symmetric=(1, 2, 3), schedule=CYCLE)
     with torch.no_grad():
         outputs = model.run(*pair)
+        batch = model.run(torch.cat([pair[1], pair[0]]), torch.cat([pair[0], pair[1]]))
     assert [out.features.shape[0] for out in outputs] == [1] * len(CYCLE)
     assert [out.level for out in outputs] == [p - 1 for p in CYCLE]
+    for one, two in zip(outputs, batch, strict=True):
+        torch.testing.assert_close(two.residual[1:], one.residual, atol=1e-4, rtol=0)
+        torch.testing.assert_close(two.features[1:], one.features, atol=1e-4, rtol=0)
 
 
 def test_a_coarser_run_keeps_the_finer_field(pair):
