@@ -20,7 +20,7 @@ from mmln_pipeline.tissues import REACH, depth_map
 WINDOWS = (5, 15)
 SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
-VOLUME = 0.15
+VOLUME = 0.2
 """Weight of the whole map's volume changes, the network's part included."""
 DEPTH = 0.025
 """Weight of the squared difference in depth below the tissue's surface, in voxels."""
