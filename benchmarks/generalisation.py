@@ -59,7 +59,6 @@ def score_dataset(name: str, folder: Path, model: str, refine: int | str) -> Ite
             refine=refine,
         )
         scores = result.metrics
-        seconds = scores["seconds"]
         yield {
             "dataset": name,
             "method": f"{model}, {'refined' if refine else 'network only'}",
@@ -70,7 +69,6 @@ def score_dataset(name: str, folder: Path, model: str, refine: int | str) -> Ite
             "folds_brain_percent": scores["folding_percent_brain"],
             "ndv_percent": scores["ndv_percent"],
             "sdlogj": scores["sdlogj"],
-            "seconds": sum(seconds[stage] for stage in ("affine", "network", "refine", "topology")),
             "qc": scores["qc"]["verdict"],
         }
 
@@ -95,10 +93,9 @@ def main() -> None:
     table = groups.mean(numeric_only=True).assign(
         pairs=groups.size(), passed=groups["qc"].agg(lambda v: (v == "pass").sum())
     )
-    table["seconds"] = groups["seconds"].median()
     write_text(options.output / "generalisation_pairs.tsv", frame.to_csv(sep="\t", index=False, float_format="%.5f"))
     text = table.reset_index().to_markdown(index=False, floatfmt=".4f")
-    write_text(options.output / "generalisation.md", f"{text}\n\nMeans over the pairs; seconds: median.\n")
+    write_text(options.output / "generalisation.md", f"{text}\n\nMeans over the pairs.\n")
     print(text)
 
 
