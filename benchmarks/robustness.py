@@ -3,7 +3,8 @@
 The moving image gets a bias field, noise, another contrast, thicker voxels, a turn or a shift, one at a time; the
 fixed one stays as it is. Both are skull-stripped and labelled, in the Neuromorphometrics numbering.
 
-Example: python benchmarks/robustness.py F_T1w.nii.gz F_dseg.nii.gz M_T1w.nii.gz M_dseg.nii.gz --output RESULTS
+What the committed results were made by, with the T1w and dseg of OASIS's sub-OAS10101 (F) and sub-OAS10091 (M), ses-01:
+python benchmarks/robustness.py F_T1w.nii.gz F_dseg.nii.gz M_T1w.nii.gz M_dseg.nii.gz --output benchmarks/results
 """
 
 from __future__ import annotations
