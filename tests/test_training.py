@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmln_pipeline.fields import warp
 from mmln_pipeline.training import train
 from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config
@@ -136,6 +137,7 @@ def test_training_lowers_the_loss(project):
         ("levels = [1]", "levels = [4]", r"levels among \[1, 2, 3\] in stage 1, found \[4\]"),
         ("window = 3", "window = 3\nsmoothing = [1.0, 2.0]", "expected 3 numbers, found 2"),
         ("channels = 4", "channels = 4\nschedule = [1, 3]", "network.schedule: expected .* found"),
+        ("[loss]", "flip_apart = true\n[loss]\ndice = 1.0", "data.flip_apart: expected false with loss.dice"),
     ],
 )
 def test_bad_configurations_are_named(project, old, new, message):
@@ -183,6 +185,33 @@ def test_pairs_are_two_people_and_depend_on_the_seed_alone(project):
     }
 
 
+def test_brains_go_towards_another_and_are_mirrored_each_on_its_own(project):
+    volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))
+    seen = []
+
+    def align(fixed, moving):
+        seen.append((fixed, moving))
+        return torch.ones(1, 3, *(n // 4 for n in SHAPE))
+
+    config = DataConfig(gamma=0, flip=False, between=1.0)
+    pair = draw_pair(volumes, config, np.random.default_rng(0), align)
+    for (goal, brain), image in zip(seen, (pair.fixed, pair.moving), strict=True):
+        assert not torch.equal(goal, brain)
+        # a constant velocity of 1 on a quarter's grid shifts by 4 voxels at most; the part of it is drawn
+        inner = (..., slice(2, -6), slice(2, -6), slice(2, -6))
+        way = torch.linspace(0.2, 0.8, 61) * 4
+        shifts = [warp(brain, torch.full((1, 3, *SHAPE), float(w)))[inner].sub(image[inner]).abs().max() for w in way]
+        assert min(shifts) < 0.05 < brain[inner].sub(image[inner]).abs().max()
+
+    config = DataConfig(gamma=0, flip_apart=True)
+    mirrored = set()
+    for seed in range(20):
+        pair = draw_pair(volumes, config, np.random.default_rng(seed))
+        plain = [any(torch.equal(x[0], v.image / 255) for v in volumes) for x in (pair.fixed, pair.moving)]
+        mirrored.add(tuple(not p for p in plain))
+    assert len(mirrored) == 4
+
+
 def test_a_pack_is_halved_with_its_labels(project):
     whole, halved = (load_pack(project.parent / "pack", "train", torch.device("cpu"), n)[1] for n in (0, 1))
     assert halved.image.shape[1:] == halved.labels.shape[1:]
@@ -192,7 +221,7 @@ def test_a_pack_is_halved_with_its_labels(project):
 
 def test_both_orders_of_a_pair_and_a_bound_on_volumes_train(project):
     project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\nvolume = 0.1"))
-    project.write_text(project.read_text().replace("[data]", "[data]\nboth_orders = true"))
+    project.write_text(project.read_text().replace("[data]", "[data]\nboth_orders = true\nbetween = 1.0"))
     train(project, minutes=1e-9, device="cpu")
     header, row = (line.split(",") for line in (project.parent / "run" / "log.csv").read_text().splitlines())
     assert float(row[header.index("volume")]) >= 0

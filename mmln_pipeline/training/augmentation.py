@@ -1,4 +1,4 @@
-"""Random changes of one training volume: its contrast, a bias field, its shape."""
+"""Random changes of one training volume: its contrast, a bias field, its shape, a way towards another brain."""
 
 from __future__ import annotations
 
@@ -46,11 +46,30 @@ def augment(image: Tensor, labels: Tensor, config: DataConfig, generator: np.ran
         image = torch.from_numpy(normalize_intensity(shaded)).to(image.device)
     if config.warp:
         velocity = _smooth_noise(3, shape, generator).to(image.device) * config.warp / KNOT
-        displacement = resize_field(exponentiate(velocity), shape)
-        image = warp(image, displacement)
-        if labels.shape[1]:
-            labels = warp(labels, displacement, mode="nearest").round().to(labels.dtype)
+        image, labels = deform(image, labels, velocity)
     return image, labels
+
+
+def deform(image: Tensor, labels: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """Warp a volume by the exponential of a velocity field.
+
+    Parameters
+    ----------
+    image : Tensor, shape (1, 1, I, J, K)
+    labels : Tensor, shape (1, C, I, J, K)
+        C is 1, or 0 without labels.
+    velocity : Tensor, shape (1, 3, i, j, k)
+        On any grid over the same volume, in its own voxels.
+
+    Returns
+    -------
+    tuple of 2 Tensor
+        Image and labels of the given shapes.
+    """
+    displacement = resize_field(exponentiate(velocity), image.shape[2:])
+    if labels.shape[1]:
+        labels = warp(labels, displacement, mode="nearest").round().to(labels.dtype)
+    return warp(image, displacement), labels
 
 
 def _smooth_noise(channels: int, shape: Sequence[int], generator: np.random.Generator) -> Tensor:

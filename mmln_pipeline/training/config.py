@@ -48,6 +48,11 @@ class DataConfig:
         Template whose grid the volumes are aligned to.
     flip : bool
         Mirror pairs left to right, half of the time.
+    flip_apart : bool
+        Mirror either brain of a pair without the other; not with labels in the loss, which have sides.
+    between : float
+        Share of the brains that are warped a random part of the way towards a third one, by the network's first run:
+        shapes that no training brain has.
     gamma : float
         Raise each image to the power ``exp(s)``, s normal with this standard deviation.
     bias : float
@@ -65,6 +70,8 @@ class DataConfig:
     pack: str = "pack"
     template: str = "MNI152NLin2009aSym"
     flip: bool = True
+    flip_apart: bool = False
+    between: float = 0.0
     gamma: float = 0.1
     bias: float = 0.0
     warp: float = 0.0
@@ -219,6 +226,8 @@ class TrainConfig:
         smoothing = self.loss.smoothing
         if isinstance(smoothing, tuple) and len(smoothing) != self.network.levels:
             raise ValueError(f"loss.smoothing: expected {self.network.levels} numbers, found {len(smoothing)}")
+        if self.data.flip_apart and (self.loss.dice or self.loss.cortex):
+            raise ValueError("data.flip_apart: expected false with loss.dice or loss.cortex, whose labels have sides")
 
     def taught(self, stage: int) -> int:
         """Return the finest level, from 1, that some stage up to this one (from 0) teaches."""

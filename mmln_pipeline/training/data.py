@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from mmln_pipeline.fields import downsample
-from mmln_pipeline.training.augmentation import augment
+from mmln_pipeline.training.augmentation import augment, deform
 from mmln_pipeline.training.config import DataConfig, DatasetConfig
 
 RECIPE = "n4+affine+lia1mm+p99.5/1"
 """Name of the preprocessing; a change of it makes every packed volume stale."""
 INDEX = "pack.json"
+WAY = (0.2, 0.8)
+"""How far a brain may go towards another, of the whole way."""
+
+Align = Callable[[Tensor, Tensor], Tensor]
+"""From a fixed and a moving image, each of shape (1, 1, I, J, K), to a velocity field of shape (1, 3, i, j, k)."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,9 @@ class TrainingPair:
         return TrainingPair(self.moving, self.fixed, self.labels[::-1] if self.labels else None)
 
 
-def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Generator) -> TrainingPair:
+def draw_pair(
+    volumes: list[Volume], config: DataConfig, generator: np.random.Generator, align: Align | None = None
+) -> TrainingPair:
     """Draw a training pair of two people, augmented.
 
     Parameters
@@ -208,6 +215,8 @@ def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Ge
     volumes : list of Volume
     config : DataConfig
     generator : numpy.random.Generator
+    align : callable, optional
+        What sends a brain towards another, for ``data.between``.
 
     Returns
     -------
@@ -219,11 +228,24 @@ def draw_pair(volumes: list[Volume], config: DataConfig, generator: np.random.Ge
     mirror = config.flip and generator.random() < 0.5
     images, labels = [], []
     for volume in (fixed, moving):
-        image, numbers = augment(volume.image[None].float() / 255, volume.labels[None], config, generator)
+        image, numbers = _as_network_sees(volume), volume.labels[None]
+        if align is not None and config.between and generator.random() < config.between:
+            others = [v for v in volumes if v.person != volume.person]
+            goal = others[generator.integers(len(others))]
+            velocity = generator.uniform(*WAY) * align(_as_network_sees(goal), image)
+            image, numbers = deform(image, numbers, velocity)
+        image, numbers = augment(image, numbers, config, generator)
+        if config.flip_apart:
+            mirror = config.flip and generator.random() < 0.5
         images.append(image.flip(2) if mirror else image)
         labels.append(numbers.flip(2) if mirror else numbers)  # sides swap in both alike
     both = len(fixed.labels) > 0 and len(moving.labels) > 0
     return TrainingPair(images[0], images[1], (labels[0], labels[1]) if both else None)
+
+
+def _as_network_sees(volume: Volume) -> Tensor:
+    """Return a volume's image in [0, 1], shape (1, 1, I, J, K)."""
+    return volume.image[None].float() / 255
 
 
 def _split(folder: Path, split: str) -> set[tuple[str, str]]:

@@ -185,11 +185,11 @@ class Trainer:
         return list(range(max(plan.levels)))
 
     def _step(self, stage: int, objective: RunObjective, optimizer: Any) -> dict[str, float]:
-        """Take freshly drawn pairs through the schedule; what is drawn depends on the seed and the step alone."""
+        """Take freshly drawn pairs through the schedule; what is drawn depends on seed, step and weights alone."""
         plan, step = self.config.stages[stage], self.progress.step
         generator = np.random.default_rng([self.config.seed, stage, step])
         count = self.config.optimization.batch_size
-        drawn = [draw_pair(self.volumes, self.config.data, generator) for _ in range(count)]
+        drawn = [draw_pair(self.volumes, self.config.data, generator, self._align) for _ in range(count)]
         batch = _stack([*drawn, *(pair.swapped() for pair in drawn)] if self.config.data.both_orders else drawn)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
@@ -217,6 +217,11 @@ class Trainer:
                     out = self.model.run_level(p, *pairs[p], below)
             below = out.detach()
         return {name: statistics.fmean(row[name] for row in history) for name in history[0]}
+
+    def _align(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """Return the velocity of the first run: where a brain goes that is sent towards another."""
+        with self.fabric.autocast(), torch.no_grad():
+            return self.model.run_level(0, *self.model.pyramid(fixed, moving)[0]).residual
 
     def _update(self, optimizer: Any, loss: Tensor) -> None:
         """Move the weights by one gradient."""
