@@ -139,6 +139,11 @@ class Volume:
     image: Tensor
     labels: Tensor
 
+    @property
+    def scaled(self) -> Tensor:
+        """The image as a network sees it: in [0, 1], shape (1, 1, I, J, K)."""
+        return self.image[None].float() / 255
+
 
 def load_pack(folder: Path, split: str, device: torch.device, halvings: int = 0) -> list[Volume]:
     """Read one split of a pack.
@@ -223,29 +228,26 @@ def draw_pair(
     TrainingPair
     """
     fixed = volumes[generator.integers(len(volumes))]
-    others = [v for v in volumes if v.person != fixed.person]
-    moving = others[generator.integers(len(others))]
-    mirror = config.flip and generator.random() < 0.5
+    moving = _draw_other(volumes, fixed, generator)
+    draws = generator.random(2 if config.flip_apart else 1) if config.flip else np.ones(1)
     images, labels = [], []
-    for volume in (fixed, moving):
-        image, numbers = _as_network_sees(volume), volume.labels[None]
+    for volume, mirror in zip((fixed, moving), np.broadcast_to(draws < 0.5, 2), strict=True):
+        image, numbers = volume.scaled, volume.labels[None]
         if align is not None and config.between and generator.random() < config.between:
-            others = [v for v in volumes if v.person != volume.person]
-            goal = others[generator.integers(len(others))]
-            velocity = generator.uniform(*WAY) * align(_as_network_sees(goal), image)
+            goal = _draw_other(volumes, volume, generator).scaled
+            velocity = generator.uniform(*WAY) * align(goal, image)
             image, numbers = deform(image, numbers, velocity)
         image, numbers = augment(image, numbers, config, generator)
-        if config.flip_apart:
-            mirror = config.flip and generator.random() < 0.5
         images.append(image.flip(2) if mirror else image)
-        labels.append(numbers.flip(2) if mirror else numbers)  # sides swap in both alike
+        labels.append(numbers.flip(2) if mirror else numbers)  # the numbers' sides swap with the image's
     both = len(fixed.labels) > 0 and len(moving.labels) > 0
     return TrainingPair(images[0], images[1], (labels[0], labels[1]) if both else None)
 
 
-def _as_network_sees(volume: Volume) -> Tensor:
-    """Return a volume's image in [0, 1], shape (1, 1, I, J, K)."""
-    return volume.image[None].float() / 255
+def _draw_other(volumes: list[Volume], volume: Volume, generator: np.random.Generator) -> Volume:
+    """Draw a volume of another person."""
+    others = [v for v in volumes if v.person != volume.person]
+    return others[generator.integers(len(others))]
 
 
 def _split(folder: Path, split: str) -> set[tuple[str, str]]:

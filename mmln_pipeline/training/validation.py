@@ -33,7 +33,7 @@ def validate(model: MMLN, volumes: list[Volume], levels: int) -> dict[str, float
     table = structures28()
     rows = []
     for fixed, moving in validation_pairs(volumes):
-        images = [v.image[None].float() / 255 for v in (fixed, moving)]
+        images = [v.scaled for v in (fixed, moving)]
         outputs = model.run(images[0], images[1], levels=levels)
         displacement = resize_field(outputs[-1].displacement, images[0].shape[2:])
         moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().short().cpu().numpy()
