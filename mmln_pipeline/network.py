@@ -120,7 +120,7 @@ class LevelOutput(NamedTuple):
     features : Tensor, shape (B, C, i, j, k)
         The level's final feature map.
     carried : Tensor, shape (B, C, i', j', k'), or None
-        The feature map that the level received, for a second run of it.
+        The feature map of the level below that the level received, for a second run of it; none behind a finer level.
     level : int
         p, from 0.
     """
@@ -338,7 +338,7 @@ class MMLN(nn.Module):
             return LevelOutput(residual, residual, exponentiate(residual), features, None, p)
         moved = warp(moving, crop(resize_field(below.displacement, shape), where), origin=[s.start for s in where])
         seen = crop(resize_field(below.velocity, own_shape), own)
-        carried = below.features if below.level < p else below.carried
+        carried = {p - 1: below.features, p: below.carried}.get(below.level)  # a finer run has none for a coarser
         cropped = carried
         if window is not None and carried is not None:
             cropped = crop(carried, halve_window(where))

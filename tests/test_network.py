@@ -85,6 +85,14 @@ def test_a_coarser_run_keeps_the_finer_field(pair):
     assert outputs[2].displacement.shape == outputs[1].displacement.shape
 
 
+def test_features_only_rise(pair):
+    model = tiny(schedule=(1, 2, 1, 2, 3, 2, 3))
+    with torch.no_grad():
+        outputs = model.run(*pair)
+    received = [None if out.carried is None else out.carried.shape[2:] for out in outputs]
+    assert received == [None, (4, 5, 6), None, (4, 5, 6), (8, 10, 12), None, (8, 10, 12)]
+
+
 def test_without_a_level_its_runs_are_left_out(pair):
     model = tiny(schedule=CYCLE)
     assert model.schedule(2) == [0, 0, 1, 0, 1]
