@@ -167,7 +167,7 @@ def plot_dice(table: pd.DataFrame, path: Path) -> None:
                     )
                 elif not is_ours and column == "sdlogj":
                     offset, side = (-5, 4), "right"
-                elif name.endswith("(topology off)"):  # beside the same without
+                elif name.endswith("(topology off)") and column == "sdlogj":  # beside the same without
                     offset = (5, -9)
                 axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=side, fontsize=7)
     panels[0].set(
