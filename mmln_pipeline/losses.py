@@ -53,28 +53,19 @@ def local_correlation(fixed: Tensor, moved: Tensor, window: int = 7, weight: Ten
     fixed, moved : Tensor, shape (B, 1, I, J, K)
         Images in [0, 1].
     window : int, default=7
-        Edge of the window in voxels, odd.
+        Edge of the window in voxels: odd, or twice an odd number of at least 3.
     weight : Tensor, shape (B, 1, I, J, K), optional
         What each voxel counts within a window; all ones by default.
 
     Returns
     -------
-    Tensor, shape (B, 1, I, J, K) or (B, 1, ceil(I/3), ceil(J/3), ceil(K/3))
-        0 to 1; 0 where either image is flat. One window round every voxel; windows of 9, 15, 21, ... voxels are
-        centred on every third voxel only, which tells the same and costs a fraction.
+    Tensor, shape (B, 1, ceil(I/s), ceil(J/s), ceil(K/s))
+        0 to 1; 0 where either image is flat. One window round every voxel (s = 1); windows of 9, 15, 21, ... voxels lie
+        round every third one (s = 3), even ones round every block of two (s = 2), which tells the same and costs a
+        fraction.
     """
-    a, b = fixed.float(), moved.float()
-    moments = [a, b, a * a, b * b, a * b]
-    if weight is None:
-        means = [_window_mean(moment, window) for moment in moments]
-    else:
-        counted = _window_mean(weight.float(), window).clamp(min=1e-4)
-        means = [_window_mean(moment * weight, window) / counted for moment in moments]
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = means
-    var_a = (mean_aa - mean_a * mean_a).clamp(min=0)
-    var_b = (mean_bb - mean_b * mean_b).clamp(min=0)
-    covariance = mean_ab - mean_a * mean_b
-    return covariance * covariance / (var_a * var_b + FLAT)
+    stride = _stride(window)
+    return _correlation(_pooled(_moments(fixed, moved, weight), stride), window // stride)
 
 
 def local_correlation_loss(
@@ -87,7 +78,7 @@ def local_correlation_loss(
     fixed, moved : Tensor, shape (B, 1, I, J, K)
         Images in [0, 1].
     window : int or sequence of int, default=7
-        Edge of the window in voxels, odd; of several windows, the mean counts.
+        Edge of the window in voxels, see :func:`local_correlation`; of several windows, the mean counts.
     weight : Tensor, shape (B, 1, I, J, K), optional
         What each voxel counts, as a window's centre and within windows: 0 where a lesion must not steer; all ones by
         default.
@@ -97,9 +88,35 @@ def local_correlation_loss(
     Tensor, scalar
     """
     windows = (window,) if isinstance(window, int) else tuple(window)
-    return torch.stack(
-        [1 - _mean(local_correlation(fixed, moved, w, weight), weight, _stride(w)) for w in windows]
-    ).mean()
+    strides = [_stride(w) for w in windows]
+    moments = _moments(fixed, moved, weight)
+    pooled = {stride: _pooled(moments, stride) for stride in set(strides)}  # the costly part, shared by windows
+    scores = (_correlation(pooled[s], w // s) for w, s in zip(windows, strides, strict=True))
+    return torch.stack([1 - _mean(score, weight, s) for score, s in zip(scores, strides, strict=True)]).mean()
+
+
+def _moments(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> list[Tensor]:
+    """Return what windows average: both images, their squares and product, weighted and behind the weight if any."""
+    a, b = fixed.float(), moved.float()
+    moments = [a, b, a * a, b * b, a * b]
+    return moments if weight is None else [weight.float(), *(moment * weight for moment in moments)]
+
+
+def _pooled(moments: list[Tensor], stride: int) -> list[Tensor]:
+    """Return the moments' means over blocks."""
+    return moments if stride == 1 else [_pool(moment, stride) for moment in moments]
+
+
+def _correlation(moments: list[Tensor], window: int) -> Tensor:
+    """Return the squared correlation coefficient in windows of as many voxels, or blocks."""
+    *weight, mean_a, mean_b, mean_aa, mean_bb, mean_ab = (_BoxMean.apply(moment, window) for moment in moments)
+    if weight:
+        counted = weight[0].clamp(min=1e-4)
+        mean_a, mean_b, mean_aa, mean_bb, mean_ab = (m / counted for m in (mean_a, mean_b, mean_aa, mean_bb, mean_ab))
+    var_a = (mean_aa - mean_a * mean_a).clamp(min=0)
+    var_b = (mean_bb - mean_b * mean_b).clamp(min=0)
+    covariance = mean_ab - mean_a * mean_b
+    return covariance * covariance / (var_a * var_b + FLAT)
 
 
 def _mean(score: Tensor, weight: Tensor | None, stride: int) -> Tensor:
@@ -112,7 +129,7 @@ def _mean(score: Tensor, weight: Tensor | None, stride: int) -> Tensor:
 
 def _stride(window: int) -> int:
     """Return the distance of a window's centres: what divides it into an odd number of at least 3 parts."""
-    return 3 if window % 3 == 0 and window >= 9 else 1
+    return next((stride for stride in (3, 2) if window % (2 * stride) == stride and window >= 3 * stride), 1)
 
 
 def _pool(image: Tensor, size: int) -> Tensor:
@@ -281,12 +298,6 @@ def level_loss(
     Paper eq. 5-8.
     """
     return similarity + smoothing / 2 ** (levels - level) * smoothness + branch
-
-
-def _window_mean(image: Tensor, window: int) -> Tensor:
-    """Average over a cubic window round every voxel, or every third one; see :func:`local_correlation`."""
-    stride = _stride(window)
-    return _BoxMean.apply(_pool(image, stride) if stride > 1 else image, window // stride)
 
 
 class _BoxMean(torch.autograd.Function):

@@ -39,13 +39,13 @@ def tissue_maps(image: Tensor) -> Tensor:
     return torch.cat([_maps_of_one(one) for one in image.float().split(1)])
 
 
-def depth_map(image: Tensor) -> Tensor:
+def depth_map(tissues: Tensor) -> Tensor:
     """Return how deep every voxel lies in tissue, measured from its border with fluid or background.
 
     Parameters
     ----------
-    image : Tensor, shape (1, 1, I, J, K)
-        In [0, 1]; the brain is above 0.
+    tissues : Tensor, shape (1, 3, I, J, K)
+        What :func:`tissue_maps` returns.
 
     Returns
     -------
@@ -53,11 +53,11 @@ def depth_map(image: Tensor) -> Tensor:
         Signed Euclidean distance in voxels, positive in tissue, limited to `REACH` on either side. All 0 where an
         image has no such border.
     """
-    tissue = (tissue_maps(image)[0, 1:].sum(0) > 0.5).cpu().numpy()
+    tissue = (tissues[0, 1:].sum(0) > 0.5).cpu().numpy()
     if tissue.all() or not tissue.any():
-        return torch.zeros_like(image, dtype=torch.float32)
+        return torch.zeros_like(tissues[:, :1])
     depth = (_distance_to(~tissue) - _distance_to(tissue)).clip(-REACH, REACH)
-    return torch.from_numpy(depth).to(image.device)[None, None]
+    return torch.from_numpy(depth).to(tissues.device)[None, None]
 
 
 def _distance_to(voxels: NDArray[np.bool_]) -> NDArray[np.float32]:

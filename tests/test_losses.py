@@ -60,20 +60,22 @@ def test_gradient_of_local_correlation_is_its_slope(window):
     torch.testing.assert_close((gradient * way).sum(), (ahead - behind) / 0.02, atol=1e-3, rtol=0.02)
 
 
-def test_wide_windows_are_centred_on_every_third_voxel():
+@pytest.mark.parametrize(("window", "shape", "first"), [(9, (7, 8, 9), 6), (6, (11, 12, 14), 4)])
+def test_wide_and_even_windows_lie_round_blocks(window, shape, first):
+    """The block of index 3 along each axis: of 3 voxels in a window of 9, of 2 voxels in one of 6."""
     smooth = torch.nn.functional.interpolate(torch.rand(2, 1, 5, 6, 7), size=(21, 24, 27), mode="trilinear")
     a, b = smooth[:1], smooth[1:]
-    coarse = local_correlation(a, b, 9)
-    assert coarse.shape == (1, 1, 7, 8, 9)
-    centre = (slice(6, 15), slice(6, 15), slice(6, 15))  # the window round voxel (10, 10, 10)
+    coarse = local_correlation(a, b, window)
+    assert coarse.shape == (1, 1, *shape)
+    centre = (slice(first, first + window),) * 3
     pair = torch.stack([a[(0, 0, *centre)].flatten(), b[(0, 0, *centre)].flatten()])
     torch.testing.assert_close(coarse[0, 0, 3, 3, 3], torch.corrcoef(pair)[0, 1] ** 2, atol=1e-3, rtol=0)
 
 
 def test_of_several_windows_the_mean_counts():
     a, b = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
-    expected = (local_correlation_loss(a, b, 3) + local_correlation_loss(a, b, 5)) / 2
-    torch.testing.assert_close(local_correlation_loss(a, b, (3, 5)), expected)
+    expected = sum(local_correlation_loss(a, b, window) for window in (3, 6, 9)) / 3
+    torch.testing.assert_close(local_correlation_loss(a, b, (3, 6, 9)), expected)
 
 
 def test_soft_dice_counts_the_structures_that_are_there():

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from mmln_pipeline.fields import compose, exponentiate, integrate, ndv, resize_image, warp
-from mmln_pipeline.losses import local_correlation_loss, squared_difference_loss, volume_loss
+from mmln_pipeline.losses import local_correlation_loss, soft_dice_loss, squared_difference_loss, volume_loss
 from mmln_pipeline.refine import refine
-from mmln_pipeline.tissues import depth_map
+from mmln_pipeline.tissues import depth_map, tissue_maps
 
 SHAPE = (24, 28, 32)
 
@@ -69,8 +69,19 @@ def test_the_tissues_surfaces_are_brought_together(monkeypatch):
     for weight in (0.0, 0.05):
         monkeypatch.setattr("mmln_pipeline.refine.DEPTH", weight)
         moved = warp(moving, integrate(refine(fixed, moving, start, 10), SHAPE))
-        apart.append(squared_difference_loss(depth_map(fixed), depth_map(moved)))
+        apart.append(squared_difference_loss(depth_map(tissue_maps(fixed)), depth_map(tissue_maps(moved))))
     assert apart[1] < 0.7 * apart[0]
+
+
+def test_tissues_are_laid_over_each_other_however_bright(monkeypatch):
+    fixed, moving = brain(6), brain(8) ** 2
+    start = (torch.zeros(1, 3, 6, 7, 8),)
+    apart = []
+    for weight in (0.0, 0.6):
+        monkeypatch.setattr("mmln_pipeline.refine.TISSUES", weight)
+        moved = warp(tissue_maps(moving), integrate(refine(fixed, moving, start, 10), SHAPE))
+        apart.append(soft_dice_loss(tissue_maps(fixed), moved))
+    assert apart[1] < 0.9 * apart[0]
 
 
 def test_zero_iterations_return_the_input(pair):

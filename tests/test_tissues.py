@@ -41,19 +41,19 @@ def test_shares_sum_to_one_in_the_brain(shells):
 @pytest.mark.parametrize("image", [torch.zeros(1, 1, 4, 5, 6), torch.ones(1, 1, 4, 5, 6)])
 def test_an_image_without_contrast_has_no_tissues(image):
     assert not tissue_maps(image).any()
-    assert not depth_map(image).any()
+    assert not depth_map(tissue_maps(image)).any()
 
 
 def test_depth_is_the_signed_distance_to_fluid_and_background(shells):
     image, _ = shells  # tissue begins 4 voxels from the edge
-    depth = depth_map(image)
+    depth = depth_map(tissue_maps(image))
     assert depth.shape == image.shape and depth.dtype == torch.float32
     along = depth[0, 0, :, 8, 8]
     assert along[:8].tolist() == [-4, -3, -2, -1, 1, 2, 3, 4] and along[8:].equal(along[:7].flip(0))
-    far = depth_map(torch.nn.functional.pad(image, (20,) * 6))
+    far = depth_map(tissue_maps(torch.nn.functional.pad(image, (20,) * 6)))
     assert far.min() == -REACH
 
 
 def test_depth_does_not_mind_brightness(shells):
     image, _ = shells
-    assert depth_map(0.3 * image).equal(depth_map(image))
+    assert depth_map(tissue_maps(0.3 * image)).equal(depth_map(tissue_maps(image)))
