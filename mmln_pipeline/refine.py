@@ -97,6 +97,7 @@ def refine(
     tissues = [tissue_maps(image) for image in full]
     maps = [downsample(torch.cat([depth_map(shares), shares], 1)) for shares in tissues]  # depth comes first
     share_weight = 1.0 if half_weight is None else half_weight
+    fixed_depth, fixed_shares = maps[0][:, :1], share_weight * maps[0][:, 1:]
     # What has no weight may look like fluid, which tells on the depth as far as it reaches.
     depth_weight = -F.max_pool3d(-half_weight, REACH + 1, 1, REACH // 2) if half_weight is not None else None
     refining = torch.zeros_like(half[0]).repeat(1, 3, 1, 1, 1).requires_grad_()
@@ -104,9 +105,9 @@ def refine(
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (WARM_UP + 1), total_iters=WARM_UP)
 
     def penalty(displacement: Tensor) -> Tensor:
-        fixed_maps, moved_maps = maps[0], warp(maps[1], resize_field(displacement, maps[0].shape[2:]))
-        apart = squared_difference_loss(fixed_maps[:, :1], moved_maps[:, :1], depth_weight)
-        overlap = soft_dice_loss(share_weight * fixed_maps[:, 1:], share_weight * moved_maps[:, 1:])
+        moved = warp(maps[1], resize_field(displacement, maps[0].shape[2:]))
+        apart = squared_difference_loss(fixed_depth, moved[:, :1], depth_weight)
+        overlap = soft_dice_loss(fixed_shares, share_weight * moved[:, 1:])
         restraint = SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
         return TISSUES * overlap + DEPTH * apart + restraint
 
