@@ -143,6 +143,7 @@ def similarity_loss(
     kind: str = "global",
     window: int | Sequence[int] = 7,
     weight: Tensor | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """Return the similarity loss that a configuration names.
 
@@ -158,6 +159,8 @@ def similarity_loss(
         Edge of the local window in voxels; of several windows, the mean counts.
     weight : Tensor, shape (B, 1, I, J, K), optional
         What each voxel counts; all ones by default.
+    share : float, default=1
+        What the global loss counts in the sum.
 
     Returns
     -------
@@ -175,7 +178,8 @@ def similarity_loss(
     if kind == "local+global":
         either = (fixed > 0) | (moved.detach() > 0)
         brain = either if weight is None else either * weight
-        return local_correlation_loss(fixed, moved, window, weight) + global_correlation_loss(fixed, moved, brain)
+        local = local_correlation_loss(fixed, moved, window, weight)
+        return local + share * global_correlation_loss(fixed, moved, brain)
     raise ValueError(f"similarity: expected one of {', '.join(map(repr, SIMILARITIES))}, found {kind!r}")
 
 

@@ -24,9 +24,11 @@ from mmln_pipeline.losses import (
 from mmln_pipeline.tissues import REACH, depth_map, tissue_maps
 
 WINDOWS = (6, 14)
+GLOBAL = 2.0
+"""Weight of the correlation over the whole brain beside that in windows."""
 SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
-VOLUME = 0.2
+VOLUME = 0.15
 """Weight of the whole map's volume changes, the network's part included."""
 TISSUES = 0.6
 """Weight of one minus the soft Dice of the tissue maps."""
@@ -139,7 +141,7 @@ def _descend(
     for step in range(steps):
         displacement = compose(start, resize_field(exponentiate(refining, SQUARINGS), start.shape[2:]))
         moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
-        loss = similarity_loss(fixed, moved, "local+global", WINDOWS, weight) + penalty(displacement)
+        loss = similarity_loss(fixed, moved, "local+global", WINDOWS, weight, GLOBAL) + penalty(displacement)
         value = float(loss.detach())
         if value < best_loss * (1 - GAIN):
             best, best_loss, since = refining.detach().clone(), value, 0

@@ -143,6 +143,8 @@ def test_of_the_two_correlations_the_global_one_counts_where_either_brain_is():
     both = similarity_loss(fixed, moved, "local+global", 3)
     brain = global_correlation_loss(fixed[..., 2:], moved[..., 2:])
     torch.testing.assert_close(both, local_correlation_loss(fixed, moved, 3) + brain)
+    more = similarity_loss(fixed, moved, "local+global", 3, share=2)
+    torch.testing.assert_close(more - both, brain)
     spared = torch.ones_like(fixed)
     spared[..., 8:] = 0
     both = similarity_loss(fixed, moved, "local+global", 3, spared)
