@@ -8,7 +8,6 @@ them folds on its grid, the other one, which expands there, is sound and shall n
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from scipy.ndimage import find_objects, label
 from torch import Tensor
 
-from mmln_pipeline.fields import Window, cell_volumes, crop
+from mmln_pipeline.fields import Window, cell_volumes, crop, smooth
 
 FLOOR = 0.002
 """Smallest tetrahedron let pass, as a share of its volume before: it outlives the rounding of a transform's file."""
@@ -167,19 +166,5 @@ def _smooth(part: Tensor, smallest: Tensor, window: Window, number: int) -> None
         width, pad = [1, 1, 1], [0, 0, 0]
         width[axis], pad[axis] = 2 * radius + 1, radius
         corners = F.max_pool3d(corners, width, stride=1, padding=pad)
-    weight = _gaussian(corners, radius / 2, radius)
-    part += weight * (_gaussian(part, sigma, math.ceil(2.5 * sigma)) - part)
-
-
-def _gaussian(field: Tensor, sigma: float, half_width: int) -> Tensor:
-    """Smooth each channel of a field, shape (1, C, I, J, K), by a Gaussian; beyond its border it goes on as there."""
-    offset = torch.arange(-half_width, half_width + 1, device=field.device)
-    kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = field.movedim(1, 0)
-    for axis in range(3):
-        width, pad = [1, 1, 1], [0] * 6
-        width[axis] = len(kernel)
-        pad[4 - 2 * axis] = pad[5 - 2 * axis] = half_width
-        channels = F.conv3d(F.pad(channels, pad, mode="replicate"), kernel.view(1, 1, *width))
-    return channels.movedim(0, 1)
+    weight = smooth(corners, radius / 2, radius)
+    part += weight * (smooth(part, sigma) - part)

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 from mmln_pipeline.fields import (
     cell_volumes,
     compose,
+    correct_inverse,
     downsample,
     exponentiate,
     gradient,
@@ -20,6 +21,7 @@ from mmln_pipeline.fields import (
     ndv,
     resize_field,
     resize_image,
+    smooth,
     taper,
     voxel_grid,
     warp,
@@ -94,6 +96,22 @@ def test_integrate_inverts_a_sequence(sizes):
     there, back = integrate(velocities, (24, 28, 32)), integrate(velocities, (24, 28, 32), inverse=True)
     inside = (..., slice(2, -2), slice(2, -2), slice(2, -2))
     assert compose(there, back)[inside].norm(dim=1).max() < 0.1
+
+
+def test_correct_inverse_halves_what_coarse_fields_leave():
+    shape = (24, 28, 32)
+    velocities = [smooth_velocity((12, 14, 16), amplitude=1.0, seed=i) for i in range(2)]
+    there, back = integrate(velocities, shape), integrate(velocities, shape, inverse=True)
+    corrected = correct_inverse(back, there)
+    assert compose(there, corrected).norm(dim=1).mean() < 0.5 * compose(there, back).norm(dim=1).mean()
+    assert ndv(corrected).sum() == 0
+
+
+def test_smooth_keeps_a_constant_and_agrees_with_scipy():
+    field = torch.rand(2, 3, *SHAPE)
+    torch.testing.assert_close(smooth(torch.ones(1, 1, *SHAPE), 1.0), torch.ones(1, 1, *SHAPE))
+    expected = gaussian_filter(field.numpy(), 1.0, mode="nearest", radius=(0, 0, 3, 3, 3))
+    np.testing.assert_allclose(smooth(field, 1.0).numpy(), expected, atol=1e-5)
 
 
 def test_integrate_refuses_nothing():

@@ -53,6 +53,20 @@ def dseg_of(image):
     return nib.Nifti1Image((data > 0).astype(np.uint8) + (data > 90).astype(np.uint8), image.affine)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_background_does_not_bleed_into_a_resampled_brain(masked):
+    data = np.zeros(SHAPE, np.float32)
+    data[6:16, 8:18, 8:20] = 100
+    image, mask = (nib.Nifti1Image(a, lia_affine()) for a in (data, (data > 0).astype(np.uint8)))
+    if masked:
+        image = nib.Nifti1Image(data + 50, image.affine)  # a head round it
+    askew = np.eye(4)
+    askew[:3, 3] = 0.3, 0.4, -0.3
+    values = registration._brain_on_grid(image, mask if masked else None, Grid.of(image), askew)
+    np.testing.assert_allclose(values[values > 0], 150 if masked else 100, rtol=1e-5)
+    assert (values > 0).sum() == pytest.approx(mask.get_fdata().sum(), rel=0.05)
+
+
 @pytest.fixture
 def pair():
     """Fixed and moving brain in one world, the moving one shifted by SHIFT voxels along L, I, A."""
