@@ -23,9 +23,10 @@ def global_correlation_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None 
 
     Parameters
     ----------
-    fixed, moved : Tensor, shape (B, 1, I, J, K)
-    weight : Tensor, shape (B, 1, I, J, K), optional
-        What each voxel counts; all ones by default.
+    fixed, moved : Tensor, shape (B, S, I, J, K)
+        Images of S samples within each voxel.
+    weight : Tensor, shape (B, S, I, J, K), optional
+        What each sample counts; all ones by default.
 
     Returns
     -------
@@ -75,13 +76,13 @@ def local_correlation_loss(
 
     Parameters
     ----------
-    fixed, moved : Tensor, shape (B, 1, I, J, K)
-        Images in [0, 1].
+    fixed, moved : Tensor, shape (B, S, I, J, K)
+        Images in [0, 1]: one sample of every voxel, or S within it, all of which count in its windows.
     window : int or sequence of int, default=7
         Edge of the window in voxels, see :func:`local_correlation`; of several windows, the mean counts.
-    weight : Tensor, shape (B, 1, I, J, K), optional
-        What each voxel counts, as a window's centre and within windows: 0 where a lesion must not steer; all ones by
-        default.
+    weight : Tensor, shape (B, S, I, J, K), optional
+        What each sample counts, within windows, and a voxel as their centre: 0 where a lesion must not steer; all ones
+        by default.
 
     Returns
     -------
@@ -99,7 +100,9 @@ def _moments(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> list[Tensor
     """Return what windows average: both images, their squares and product, weighted and behind the weight if any."""
     a, b = fixed.float(), moved.float()
     moments = [a, b, a * a, b * b, a * b]
-    return moments if weight is None else [weight.float(), *(moment * weight for moment in moments)]
+    if weight is not None:
+        moments = [weight.float(), *(moment * weight for moment in moments)]
+    return moments if a.shape[1] == 1 else [moment.mean(1, keepdim=True) for moment in moments]
 
 
 def _pooled(moments: list[Tensor], stride: int) -> list[Tensor]:
@@ -122,6 +125,7 @@ def _correlation(moments: list[Tensor], window: int) -> Tensor:
 def _mean(score: Tensor, weight: Tensor | None, stride: int) -> Tensor:
     if weight is None:
         return score.mean()
+    weight = weight.float().mean(1, keepdim=True)
     if stride > 1:
         weight = _pool(weight, stride)
     return (score * weight).sum() / weight.sum().clamp(min=1.0)
@@ -149,16 +153,16 @@ def similarity_loss(
 
     Parameters
     ----------
-    fixed, moved : Tensor, shape (B, 1, I, J, K)
-        Images in [0, 1].
+    fixed, moved : Tensor, shape (B, S, I, J, K)
+        Images in [0, 1], of S samples within each voxel.
     kind : {"global", "local", "local+global"}, default="global"
         Pearson's correlation over the grid (the paper's), the squared one in windows, or the sum of both losses, the
         global one where either image is above 0: windows see every edge alike, and the whole brain tells which of them
         part tissues.
     window : int or sequence of int, default=7
         Edge of the local window in voxels; of several windows, the mean counts.
-    weight : Tensor, shape (B, 1, I, J, K), optional
-        What each voxel counts; all ones by default.
+    weight : Tensor, shape (B, S, I, J, K), optional
+        What each sample counts; all ones by default.
     share : float, default=1
         What the global loss counts in the sum.
 
@@ -245,13 +249,15 @@ def volume_loss(displacement: Tensor) -> Tensor:
     return determinant(*rows).clamp(min=0.01).log().square().mean()
 
 
-def soft_dice_loss(fixed: Tensor, moved: Tensor) -> Tensor:
+def soft_dice_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -> Tensor:
     """Return one minus the mean soft Dice of structures, for the semi-supervised model.
 
     Parameters
     ----------
     fixed, moved : Tensor, shape (B, C, I, J, K)
         Share of each structure in every voxel, 0 to 1.
+    weight : Tensor, shape (B, 1, I, J, K), optional
+        What each voxel counts; all ones by default.
 
     Returns
     -------
@@ -263,6 +269,8 @@ def soft_dice_loss(fixed: Tensor, moved: Tensor) -> Tensor:
     Balakrishnan et al., VoxelMorph, IEEE TMI 2019, eq. 7 to 9; Milletari et al., V-Net, 3DV 2016.
     """
     fixed, moved = fixed.float(), moved.float()
+    if weight is not None:
+        fixed, moved = weight * fixed, weight * moved
     grid = (2, 3, 4)
     total = fixed.square().sum(grid) + moved.square().sum(grid)
     present = total > 1.0  # less than one voxel is the edge of something outside

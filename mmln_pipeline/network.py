@@ -35,6 +35,7 @@ from mmln_pipeline.fields import (
     crop,
     downsample,
     exponentiate,
+    fold,
     halve_window,
     resize_field,
     resize_image,
@@ -419,26 +420,6 @@ class MMLN(nn.Module):
         if self.config.combine == "add":
             return exponentiate(velocity)
         return compose(prior, resize_field(exponentiate(residual), velocity.shape[2:]), origin=origin)
-
-
-def fold(image: Tensor) -> Tensor:
-    """Fold blocks of 2 x 2 x 2 voxels into channels.
-
-    Parameters
-    ----------
-    image : Tensor, shape (B, C, I, J, K)
-        An odd size is filled up by repeating the border.
-
-    Returns
-    -------
-    Tensor, shape (B, 8 C, ceil(I/2), ceil(J/2), ceil(K/2))
-    """
-    odd = [n % 2 for n in image.shape[:1:-1]]  # the last axis first, as padding wants it
-    if any(odd):
-        image = F.pad(image, [side for n in odd for side in (0, n)], mode="replicate")
-    for dim in (2, 4, 6):
-        image = image.unflatten(dim, (-1, 2))
-    return image.permute(0, 1, 3, 5, 7, 2, 4, 6).flatten(1, 4)  # (B, C, i, 2, j, 2, k, 2) -> (B, C 8, i, j, k)
 
 
 def to_slices(volume: Tensor, axis: int) -> Tensor:

@@ -1,19 +1,20 @@
 """Instance optimisation: improve one pair's velocity fields by descending its own loss.
 
-A further stationary velocity field of half the grid's size is composed behind the network's, so that the result is a
-diffeomorphism of the same kind. It is optimised on half-size images first, then on full-size images, which small deep
-structures need; of both only the box round the brains. Nothing is kept between pairs.
+A further stationary velocity field is composed behind the network's, so that the result is a diffeomorphism of the same
+kind. It has half the size of the images that it is optimised on: half-size images first, then full-size ones, which
+small deep structures need; of both only the box round the brains. Nothing is kept between pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmln_pipeline.fields import compose, downsample, exponentiate, integrate, resize_field, warp
+from mmln_pipeline.fields import compose, downsample, exponentiate, fold, integrate, resize_field, warp, warp_corners
 from mmln_pipeline.losses import (
     similarity_loss,
     smoothness_loss,
@@ -21,25 +22,28 @@ from mmln_pipeline.losses import (
     squared_difference_loss,
     volume_loss,
 )
-from mmln_pipeline.tissues import REACH, depth_map, tissue_maps
+from mmln_pipeline.tissues import CLASSES, REACH, depth_map, tissue_maps
 
-WINDOWS = (6, 14)
+WINDOWS = (3, 7)
+"""Edges of the windows of local correlation, in blocks of 2 x 2 x 2 voxels."""
+TETRAHEDRA = ([0, 3, 5, 6], [1, 2, 4, 7])
+"""Voxels of each block that the steps compare in turn, as `fields.fold` numbers them: half tell as much as all."""
 GLOBAL = 2.0
 """Weight of the correlation over the whole brain beside that in windows."""
 SMOOTHING = 0.1
 """Weight of the refining field's roughness."""
-VOLUME = 0.15
+VOLUME = 0.18
 """Weight of the whole map's volume changes, the network's part included."""
 TISSUES = 0.6
 """Weight of one minus the soft Dice of the tissue maps."""
 DEPTH = 0.025
 """Weight of the squared difference in depth below the tissue's surface, in voxels."""
-LEARNING_RATE = 0.2
+LEARNING_RATE = 0.28
 WARM_UP = 3
 """Steps before the learning rate is whole: Adam's first ones go as far for noise as for edges."""
 AUTO_ITERATIONS = 26
-MARGIN = 4
-"""Voxels of background that the box round the brains keeps, on half-size images."""
+MARGIN = 2
+"""Voxels of background that the box round the brains keeps, on quarter-size images."""
 SQUARINGS = 2
 """Enough for so small a field while it is sought; the result is integrated as all others are."""
 PATIENCE, GAIN = 6, 1e-4
@@ -65,7 +69,7 @@ def refine(
     velocities : sequence of Tensor, each of shape (1, 3, i, j, k)
         The network's answer.
     iterations : int or "auto", default="auto"
-        Iterations on full-size images, after half as many on half-size images; 0 returns the input.
+        Iterations on half-size images, and once more on full-size ones; 0 returns the input.
         ``auto`` runs up to 26. Either stage stops on a plateau; what is returned never depends on the clock.
     weight : Tensor, shape (1, 1, I, J, K), optional
         What each fixed voxel counts; 0 inside a lesion.
@@ -84,71 +88,98 @@ def refine(
         When `iterations` is neither "auto" nor a number of at least 0.
     """
     steps = count_steps(iterations)
-    if not any(steps):
+    if not steps:
         return tuple(velocities)
-    half = [downsample(image) for image in (fixed, moving)]
-    shape = half[0].shape[2:]
-    grid = tuple(max(sizes) for sizes in zip(shape, *(v.shape[2:] for v in velocities), strict=True))
-    box = _brain_box(*half)
+    shape = tuple((n + 1) // 2 for n in fixed.shape[2:])
+    box = _brain_box(fixed, moving)
     with torch.no_grad():
-        start = _crop(integrate(velocities, grid), box, 1 if grid == shape else 2)
-    half = [_crop(image, box) for image in half]
-    half_weight = _crop(downsample(weight), box) if weight is not None else None
-    full = [_crop(image, box, 2) for image in (fixed, moving)]
-    full_weight = _crop(weight, box, 2) if weight is not None else None
-    tissues = [tissue_maps(image) for image in full]
-    maps = [downsample(torch.cat([depth_map(shares), shares], 1)) for shares in tissues]  # depth comes first
-    share_weight = 1.0 if half_weight is None else half_weight
-    fixed_depth, fixed_shares = maps[0][:, :1], share_weight * maps[0][:, 1:]
-    # What has no weight may look like fluid, which tells on the depth as far as it reaches.
-    depth_weight = -F.max_pool3d(-half_weight, REACH + 1, 1, REACH // 2) if half_weight is not None else None
-    refining = torch.zeros_like(half[0]).repeat(1, 3, 1, 1, 1).requires_grad_()
-    optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (WARM_UP + 1), total_iters=WARM_UP)
-
-    def penalty(displacement: Tensor) -> Tensor:
-        moved = warp(maps[1], resize_field(displacement, maps[0].shape[2:]))
-        apart = squared_difference_loss(fixed_depth, moved[:, :1], depth_weight)
-        overlap = soft_dice_loss(fixed_shares, share_weight * moved[:, 1:])
-        restraint = SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
-        return TISSUES * overlap + DEPTH * apart + restraint
-
-    for count, images, stage_weight in zip(steps, (half, full), (half_weight, full_weight), strict=True):
-        best = _descend(images, start, refining, optimizer, warm_up, count, stage_weight, penalty, progress)
-        with torch.no_grad():
-            refining.copy_(best)
-    if not refining.detach().any():
+        start = _crop(integrate(velocities, shape), box)
+    pair = [_crop(image, box, 2) for image in (fixed, moving)]
+    counted = None if weight is None else fold(_crop(weight, box, 2))
+    fixed_maps, moving_maps = (
+        downsample(torch.cat([depth_map(shares), shares], 1)) for shares in map(tissue_maps, pair)
+    )
+    full = _Stage(fold(pair[0]), pair[1], fixed_maps, moving_maps, start, counted)
+    refining = torch.zeros_like(start)
+    for stage in (full.halved(), full):
+        refining = _descend(stage, resize_field(refining, stage.start.shape[2:]), steps, progress)
+    if not refining.any():
         return tuple(velocities)
     around = [(along.start, n - along.stop) for along, n in zip(box, shape, strict=True)]
     sides = [side for pair in reversed(around) for side in pair]  # the last axis first
-    return (*velocities, F.pad(refining.detach(), sides, mode="replicate"))
+    return (*velocities, F.pad(refining, sides, mode="replicate"))
 
 
-def _descend(
-    images: Sequence[Tensor],
-    start: Tensor,
-    refining: Tensor,
-    optimizer: torch.optim.Optimizer,
-    warm_up: torch.optim.lr_scheduler.LRScheduler,
-    steps: int,
-    weight: Tensor | None,
-    penalty: Callable[[Tensor], Tensor],
-    progress: Report | None,
-) -> Tensor:
-    """Run one stage; return the refining field of its lowest loss, similarity and the displacement's penalty."""
-    fixed, moving = images
-    best, best_loss, since = refining.detach().clone(), float("inf"), 0
+@dataclass(frozen=True)
+class _Stage:
+    """What judges a refining field: a pair of images, and more about them on the field's grid, of half their size.
+
+    Attributes
+    ----------
+    fixed : Tensor, shape (1, 8, I/2, J/2, K/2)
+        Folded.
+    moving : Tensor, shape (1, 1, I, J, K)
+    fixed_maps, moving_maps : Tensor, shape (1, 4, I/2, J/2, K/2)
+        Depth below the tissue's surface, in voxels of the full-size images, and the shares of three tissues.
+    start : Tensor, shape (1, 3, I/2, J/2, K/2)
+        The network's displacement.
+    weight : Tensor, shape (1, 8, I/2, J/2, K/2), or None
+        What each fixed voxel counts, folded.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_maps: Tensor
+    moving_maps: Tensor
+    start: Tensor
+    weight: Tensor | None
+
+    def halved(self) -> _Stage:
+        """Return the stage at half the size."""
+        fixed, weight = fold(self.fixed.mean(1, keepdim=True)), self._block_weight()
+        moving, fixed_maps, moving_maps = (downsample(x) for x in (self.moving, self.fixed_maps, self.moving_maps))
+        start = resize_field(self.start, fixed_maps.shape[2:])
+        return _Stage(fixed, moving, fixed_maps, moving_maps, start, None if weight is None else fold(weight))
+
+    def _block_weight(self) -> Tensor | None:
+        """Return what a block counts: as little as any of its voxels, which it is a mixture of."""
+        return None if self.weight is None else self.weight.amin(1, keepdim=True)
+
+    def loss(self, refining: Tensor, corners: list[int]) -> Tensor:
+        """Return the loss of a refining field, the images compared at some corners of every block."""
+        displacement = compose(self.start, exponentiate(refining, SQUARINGS))
+        moved = warp_corners(self.moving, displacement, corners)
+        weight = None if self.weight is None else self.weight[:, corners]
+        unlike = similarity_loss(self.fixed[:, corners], moved, "local+global", WINDOWS, weight, GLOBAL)
+        restraint = SMOOTHING * smoothness_loss(refining) + VOLUME * volume_loss(displacement)
+        return unlike + self._tissue_loss(warp(self.moving_maps, displacement)) + restraint
+
+    def _tissue_loss(self, moved_maps: Tensor) -> Tensor:
+        share_weight = depth_weight = self._block_weight()
+        if share_weight is not None:  # what has none may look like fluid, which tells on the depth as far as it reaches
+            depth_weight = -F.max_pool3d(-share_weight, REACH + 1, 1, REACH // 2)
+        parts = (maps.split((1, CLASSES), 1) for maps in (self.fixed_maps, moved_maps))
+        (fixed_depth, fixed_shares), (depth, shares) = parts
+        overlap = soft_dice_loss(fixed_shares, shares, share_weight)
+        return TISSUES * overlap + DEPTH * squared_difference_loss(fixed_depth, depth, depth_weight)
+
+
+def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | None) -> Tensor:
+    """Return the refining field of the lowest loss on the way down."""
+    best, best_loss, since = refining, float("inf"), 0
+    refining = refining.clone().requires_grad_()
+    optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
+    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (WARM_UP + 1), total_iters=WARM_UP)
+    size = "x".join(map(str, stage.moving.shape[2:]))
     for step in range(steps):
-        displacement = compose(start, resize_field(exponentiate(refining, SQUARINGS), start.shape[2:]))
-        moved = warp(moving, resize_field(displacement, fixed.shape[2:]))
-        loss = similarity_loss(fixed, moved, "local+global", WINDOWS, weight, GLOBAL) + penalty(displacement)
+        loss = stage.loss(refining, TETRAHEDRA[step % len(TETRAHEDRA)])
         value = float(loss.detach())
         if value < best_loss * (1 - GAIN):
             best, best_loss, since = refining.detach().clone(), value, 0
         else:
             since += 1
         if progress is not None:
-            progress(f"refine {step + 1}/{steps} at {'x'.join(map(str, fixed.shape[2:]))} voxels: loss {value:.4f}")
+            progress(f"refine {step + 1}/{steps} at {size} voxels: loss {value:.4f}")
         if since >= PATIENCE:
             break
         optimizer.zero_grad()
@@ -158,8 +189,8 @@ def _descend(
     return best
 
 
-def count_steps(iterations: int | str) -> tuple[int, int]:
-    """Return how many iterations may run on half-size and on full-size images.
+def count_steps(iterations: int | str) -> int:
+    """Return how many iterations may run on images of either size.
 
     Raises
     ------
@@ -167,19 +198,20 @@ def count_steps(iterations: int | str) -> tuple[int, int]:
         When `iterations` is neither "auto" nor a number of at least 0.
     """
     if iterations == "auto":
-        iterations = AUTO_ITERATIONS
+        return AUTO_ITERATIONS
     if isinstance(iterations, str) or iterations < 0:
         raise ValueError(f"refine: expected 'auto' or a number of at least 0, found {iterations!r}")
-    return (iterations + 1) // 2, iterations
+    return iterations
 
 
 def _brain_box(*images: Tensor) -> tuple[slice, ...]:
-    """Return where, with a margin, any half-size image is above 0, axis by axis; all of it where none is."""
-    inside = torch.stack([image > 0 for image in images]).flatten(0, -4).any(0)
+    """Return where, with a margin, any image is above 0, axis by axis on the half-size grid; all where none is."""
+    inside = torch.stack([downsample(downsample(image)) > 0 for image in images]).flatten(0, -4).any(0)
     box = []
     for axis, n in enumerate(inside.shape):
         places = inside.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [0, n]
-        box.append(slice(max(places[0] - MARGIN, 0), min(places[-1] + 1 + MARGIN, n)))
+        first, last = max(places[0] - MARGIN, 0), places[-1] + 1 + MARGIN
+        box.append(slice(2 * first, min(2 * last, (images[0].shape[axis + 2] + 1) // 2)))
     return tuple(box)
 
 

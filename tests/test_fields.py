@@ -15,6 +15,7 @@ from mmln_pipeline.fields import (
     correct_inverse,
     downsample,
     exponentiate,
+    fold,
     gradient,
     integrate,
     jacobian_determinant,
@@ -25,6 +26,7 @@ from mmln_pipeline.fields import (
     taper,
     voxel_grid,
     warp,
+    warp_corners,
 )
 
 SHAPE = (7, 8, 9)
@@ -70,6 +72,17 @@ def test_warp_of_a_window_is_the_window_of_the_warp():
     window = (slice(2, 8), slice(4, 12), slice(2, 6))
     part = warp(image, field[(..., *window)], origin=(2, 4, 2))
     torch.testing.assert_close(part, warp(image, field)[(..., *window)], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 14), (11, 10, 13)])
+def test_corners_of_blocks_are_those_of_the_whole_warp(shape):
+    image = torch.rand(1, 1, *shape)
+    displacement = smooth_velocity([(n + 1) // 2 for n in shape])
+    upsampled = 2 * resize_image(displacement, [2 * n for n in displacement.shape[2:]])
+    whole = fold(warp(image, upsampled[(..., *(slice(n) for n in shape))]))
+    inner = (..., *(slice(n // 2) for n in shape))
+    for corners in ([0, 3, 5, 6], [1, 2, 4, 7], [7]):
+        torch.testing.assert_close(warp_corners(image, displacement, corners)[inner], whole[:, corners][inner])
 
 
 def test_compose_adds_translations_and_orders_maps():
@@ -147,6 +160,14 @@ def test_downsample_keeps_the_last_voxel_of_odd_sizes():
     assert downsample(torch.rand(1, 1, *SHAPE)).shape[2:] == (4, 4, 5)
 
 
+def test_folding_keeps_every_voxel_in_its_block():
+    image = torch.arange(2 * 2 * 3 * 4 * 5.0).view(2, 2, 3, 4, 5)
+    folded = fold(image)
+    assert folded.shape == (2, 16, 2, 2, 3)
+    torch.testing.assert_close(folded[1, :8, 0, 1, 1].view(2, 2, 2), image[1, 0, 0:2, 2:4, 2:4])
+    torch.testing.assert_close(folded[1, 8:, 1, 0, 0].view(2, 2, 2)[0], image[1, 1, 2, 0:2, 0:2])
+
+
 def test_gradient_of_a_ramp_is_one_along_its_axis():
     ramp = voxel_grid(SHAPE)[None]
     slope = gradient(ramp)[..., :-1, :-1, :-1]
@@ -198,8 +219,9 @@ def test_batch_equals_single():
         torch.testing.assert_close(ndv(both)[i : i + 1], ndv(both[i : i + 1]))
 
 
-def test_threads_do_not_change_a_warp():
-    image, field = torch.rand(1, 2, 12, 8, 9), smooth_velocity((12, 8, 9))
+@pytest.mark.parametrize("shape", [(12, 8, 9), (11, 6, 9)])
+def test_threads_do_not_change_a_warp(shape):
+    image, field = torch.rand(1, 2, *shape), smooth_velocity(shape)
     threads = torch.get_num_threads()
     results = []
     for count in (1, 2, 3):

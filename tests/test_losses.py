@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmln_pipeline.fields import voxel_grid
+from mmln_pipeline.fields import fold, voxel_grid
 from mmln_pipeline.losses import (
     global_correlation_loss,
     level_loss,
@@ -112,6 +112,14 @@ def test_what_has_no_weight_enters_no_window(window):
         local_correlation_loss(a, b, window, weight), local_correlation_loss(a, changed, window, weight)
     )
     assert not torch.isclose(local_correlation_loss(a, b, window), local_correlation_loss(a, changed, window))
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_samples_of_a_block_count_as_its_voxels(is_weighted):
+    a, b, weight = torch.rand(3, 1, 1, 12, 10, 14)
+    whole = similarity_loss(a, b, "local+global", (6, 14), weight if is_weighted else None)
+    a, b, weight = fold(a), fold(b), fold(weight)
+    torch.testing.assert_close(similarity_loss(a, b, "local+global", (3, 7), weight if is_weighted else None), whole)
 
 
 def test_local_weight_leaves_voxels_out():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmln_pipeline.fields import downsample, integrate
-from mmln_pipeline.network import MMLN, NetworkConfig, fold, splice, to_slices
+from mmln_pipeline.network import MMLN, NetworkConfig, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
 from mmln_pipeline.training.objective import RunObjective, central_window, class_shares
 
@@ -97,14 +97,6 @@ def test_without_a_level_its_runs_are_left_out(pair):
     model = tiny(schedule=CYCLE)
     assert model.schedule(2) == [0, 0, 1, 0, 1]
     assert [out.level for out in model.run(*pair, levels=1)] == [0, 0, 0]
-
-
-def test_folding_keeps_every_voxel_in_its_block():
-    image = torch.arange(2 * 2 * 3 * 4 * 5.0).view(2, 2, 3, 4, 5)
-    folded = fold(image)
-    assert folded.shape == (2, 16, 2, 2, 3)
-    torch.testing.assert_close(folded[1, :8, 0, 1, 1].view(2, 2, 2), image[1, 0, 0:2, 2:4, 2:4])
-    torch.testing.assert_close(folded[1, 8:, 1, 0, 0].view(2, 2, 2)[0], image[1, 1, 2, 0:2, 0:2])
 
 
 @pytest.mark.parametrize(("finest_field", "shape"), [("full", (13, 18, 23)), ("half", (7, 9, 12))])
