@@ -31,6 +31,11 @@ def crop(tensor: Tensor, window: Window) -> Tensor:
     return tensor[(slice(None), slice(None), *window)]
 
 
+def halve_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the size of the grid of half a grid's size."""
+    return tuple((n + 1) // 2 for n in shape)
+
+
 def halve_window(window: Window) -> Window:
     """Return a window of even starts on the grid of half the size."""
     return tuple(slice(s.start // 2, (s.stop + 1) // 2) for s in window)

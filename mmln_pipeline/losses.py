@@ -93,7 +93,8 @@ def local_correlation_loss(
     moments = _moments(fixed, moved, weight)
     pooled = {stride: _pooled(moments, stride) for stride in set(strides)}  # the costly part, shared by windows
     scores = (_correlation(pooled[s], w // s) for w, s in zip(windows, strides, strict=True))
-    return torch.stack([1 - _mean(score, weight, s) for score, s in zip(scores, strides, strict=True)]).mean()
+    weights = (None if weight is None else pooled[s][0] for s in strides)
+    return torch.stack([1 - _mean(score, w) for score, w in zip(scores, weights, strict=True)]).mean()
 
 
 def _moments(fixed: Tensor, moved: Tensor, weight: Tensor | None) -> list[Tensor]:
@@ -122,12 +123,9 @@ def _correlation(moments: list[Tensor], window: int) -> Tensor:
     return covariance * covariance / (var_a * var_b + FLAT)
 
 
-def _mean(score: Tensor, weight: Tensor | None, stride: int) -> Tensor:
+def _mean(score: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
         return score.mean()
-    weight = weight.float().mean(1, keepdim=True)
-    if stride > 1:
-        weight = _pool(weight, stride)
     return (score * weight).sum() / weight.sum().clamp(min=1.0)
 
 
@@ -201,7 +199,7 @@ def squared_difference_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None 
     Tensor, scalar
         In the unit's square.
     """
-    return _mean((fixed.float() - moved.float()).square(), weight, 1)
+    return _mean((fixed.float() - moved.float()).square(), weight)
 
 
 def smoothness_loss(velocity: Tensor) -> Tensor:

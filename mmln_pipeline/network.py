@@ -36,6 +36,7 @@ from mmln_pipeline.fields import (
     downsample,
     exponentiate,
     fold,
+    halve_shape,
     halve_window,
     resize_field,
     resize_image,
@@ -331,7 +332,7 @@ class MMLN(nn.Module):
         """
         shape = fixed.shape[2:]
         where = window or tuple(slice(0, n) for n in shape)
-        own, own_shape = (halve_window(where), _half(shape)) if self._is_folded(p) else (where, shape)
+        own, own_shape = (halve_window(where), halve_shape(shape)) if self._is_folded(p) else (where, shape)
         if below is None:
             size = [s.stop - s.start for s in own]
             velocity = fixed.new_zeros(len(fixed), 3, *size)
@@ -456,10 +457,6 @@ def splice(in_plane: Tensor, axis: int, batch: int) -> Tensor:
     field = in_plane.unflatten(0, (batch, -1)).movedim(1, 2 + axis)  # (B, n, 2, h, w) -> (B, 2, I, J, K)
     through = torch.zeros_like(field[:, :1])
     return torch.cat([field[:, :axis], through, field[:, axis:]], dim=1)
-
-
-def _half(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple((n + 1) // 2 for n in shape)
 
 
 def _drop_component(field: Tensor, axis: int) -> Tensor:

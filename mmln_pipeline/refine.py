@@ -9,12 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmln_pipeline.fields import compose, downsample, exponentiate, fold, integrate, resize_field, warp, warp_corners
+from mmln_pipeline.fields import (
+    compose,
+    downsample,
+    exponentiate,
+    fold,
+    halve_shape,
+    integrate,
+    resize_field,
+    warp,
+    warp_corners,
+)
 from mmln_pipeline.losses import (
     similarity_loss,
     smoothness_loss,
@@ -87,21 +98,21 @@ def refine(
     ValueError
         When `iterations` is neither "auto" nor a number of at least 0.
     """
-    steps = count_steps(iterations)
-    if not steps:
+    counts = count_steps(iterations)
+    if not any(counts):
         return tuple(velocities)
-    shape = tuple((n + 1) // 2 for n in fixed.shape[2:])
+    shape = halve_shape(fixed.shape[2:])
     box = _brain_box(fixed, moving)
     with torch.no_grad():
         start = _crop(integrate(velocities, shape), box)
-    pair = [_crop(image, box, 2) for image in (fixed, moving)]
-    counted = None if weight is None else fold(_crop(weight, box, 2))
+    fixed, moving = (_crop(image, box, 2) for image in (fixed, moving))
+    folded_weight = None if weight is None else fold(_crop(weight, box, 2))
     fixed_maps, moving_maps = (
-        downsample(torch.cat([depth_map(shares), shares], 1)) for shares in map(tissue_maps, pair)
+        downsample(torch.cat([depth_map(shares), shares], 1)) for shares in map(tissue_maps, (fixed, moving))
     )
-    full = _Stage(fold(pair[0]), pair[1], fixed_maps, moving_maps, start, counted)
+    full = _Stage(fold(fixed), moving, fixed_maps, moving_maps, start, folded_weight)
     refining = torch.zeros_like(start)
-    for stage in (full.halved(), full):
+    for steps, stage in zip(counts, (full.halved(), full), strict=True):
         refining = _descend(stage, resize_field(refining, stage.start.shape[2:]), steps, progress)
     if not refining.any():
         return tuple(velocities)
@@ -136,14 +147,21 @@ class _Stage:
 
     def halved(self) -> _Stage:
         """Return the stage at half the size."""
-        fixed, weight = fold(self.fixed.mean(1, keepdim=True)), self._block_weight()
+        fixed = fold(self.fixed.mean(1, keepdim=True))
+        weight = None if self.block_weight is None else fold(self.block_weight)
         moving, fixed_maps, moving_maps = (downsample(x) for x in (self.moving, self.fixed_maps, self.moving_maps))
         start = resize_field(self.start, fixed_maps.shape[2:])
-        return _Stage(fixed, moving, fixed_maps, moving_maps, start, None if weight is None else fold(weight))
+        return _Stage(fixed, moving, fixed_maps, moving_maps, start, weight)
 
-    def _block_weight(self) -> Tensor | None:
-        """Return what a block counts: as little as any of its voxels, which it is a mixture of."""
+    @cached_property
+    def block_weight(self) -> Tensor | None:
+        """What a block counts: as little as any of its voxels, which it is a mixture of."""
         return None if self.weight is None else self.weight.amin(1, keepdim=True)
+
+    @cached_property
+    def depth_weight(self) -> Tensor | None:
+        """What a block's depth counts: what has no weight may look like fluid, which tells as far as depth reaches."""
+        return None if self.block_weight is None else -F.max_pool3d(-self.block_weight, REACH + 1, 1, REACH // 2)
 
     def loss(self, refining: Tensor, corners: list[int]) -> Tensor:
         """Return the loss of a refining field, the images compared at some corners of every block."""
@@ -155,13 +173,10 @@ class _Stage:
         return unlike + self._tissue_loss(warp(self.moving_maps, displacement)) + restraint
 
     def _tissue_loss(self, moved_maps: Tensor) -> Tensor:
-        share_weight = depth_weight = self._block_weight()
-        if share_weight is not None:  # what has none may look like fluid, which tells on the depth as far as it reaches
-            depth_weight = -F.max_pool3d(-share_weight, REACH + 1, 1, REACH // 2)
         parts = (maps.split((1, CLASSES), 1) for maps in (self.fixed_maps, moved_maps))
         (fixed_depth, fixed_shares), (depth, shares) = parts
-        overlap = soft_dice_loss(fixed_shares, shares, share_weight)
-        return TISSUES * overlap + DEPTH * squared_difference_loss(fixed_depth, depth, depth_weight)
+        overlap = soft_dice_loss(fixed_shares, shares, self.block_weight)
+        return TISSUES * overlap + DEPTH * squared_difference_loss(fixed_depth, depth, self.depth_weight)
 
 
 def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | None) -> Tensor:
@@ -189,8 +204,8 @@ def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | Non
     return best
 
 
-def count_steps(iterations: int | str) -> int:
-    """Return how many iterations may run on images of either size.
+def count_steps(iterations: int | str) -> tuple[int, int]:
+    """Return how many iterations may run on half-size and on full-size images.
 
     Raises
     ------
@@ -198,20 +213,21 @@ def count_steps(iterations: int | str) -> int:
         When `iterations` is neither "auto" nor a number of at least 0.
     """
     if iterations == "auto":
-        return AUTO_ITERATIONS
+        iterations = AUTO_ITERATIONS
     if isinstance(iterations, str) or iterations < 0:
         raise ValueError(f"refine: expected 'auto' or a number of at least 0, found {iterations!r}")
-    return iterations
+    return iterations, iterations
 
 
 def _brain_box(*images: Tensor) -> tuple[slice, ...]:
     """Return where, with a margin, any image is above 0, axis by axis on the half-size grid; all where none is."""
     inside = torch.stack([downsample(downsample(image)) > 0 for image in images]).flatten(0, -4).any(0)
     box = []
+    half = halve_shape(images[0].shape[2:])
     for axis, n in enumerate(inside.shape):
         places = inside.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [0, n]
         first, last = max(places[0] - MARGIN, 0), places[-1] + 1 + MARGIN
-        box.append(slice(2 * first, min(2 * last, (images[0].shape[axis + 2] + 1) // 2)))
+        box.append(slice(2 * first, min(2 * last, half[axis])))
     return tuple(box)
 
 

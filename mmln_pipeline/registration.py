@@ -71,7 +71,7 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
         velocities = model(*images)
     with clock.stage("refine"):
         if options.refine != 0:
-            report = clock.steps("refine", 2 * refinement.count_steps(options.refine))
+            report = clock.steps("refine", sum(refinement.count_steps(options.refine)))
             weight = _trusted(pair, network, matrix, velocities)
             velocities = refinement.refine(*images, velocities, options.refine, weight, progress=report)
     with clock.stage("integrate"), torch.no_grad():
