@@ -255,13 +255,15 @@ class MMLN(nn.Module):
         """Return whether a level sees its images folded into channels of half their size."""
         return p == self.config.levels - 1 and self.config.finest_field == "half"
 
-    def forward(self, fixed: Tensor, moving: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, fixed: Tensor, moving: Tensor, finest: bool = True) -> tuple[Tensor, ...]:
         """Predict the velocity fields that align `moving` with `fixed`.
 
         Parameters
         ----------
         fixed, moving : Tensor, shape (B, 1, I, J, K)
             Images in [0, 1] on one grid of axes L, I, A at 1 mm.
+        finest : bool, default=True
+            Whether the finest level runs, where there are others; refinement on full-size images takes its place.
 
         Returns
         -------
@@ -269,7 +271,7 @@ class MMLN(nn.Module):
             Velocity fields in the order of :func:`mmln_pipeline.fields.integrate`: one for each run of a level when
             they compose, their sum alone when they add.
         """
-        outputs = self.run(fixed, moving)
+        outputs = self.run(fixed, moving, None if finest else max(1, self.config.levels - 1))
         if self.config.combine == "add":
             return (outputs[-1].velocity,)
         return tuple(out.residual for out in outputs)

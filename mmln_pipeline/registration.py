@@ -68,7 +68,7 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
         network = _to_network_grid(pair, matrix, options)
     with clock.stage("network"), torch.no_grad(), devices.autocast(device):
         images = network.fixed.to(device), network.moving.to(device)
-        velocities = model(*images)
+        velocities = model(*images, finest=options.refine == 0)
     with clock.stage("refine"):
         if options.refine != 0:
             report = clock.steps("refine", sum(refinement.count_steps(options.refine)))

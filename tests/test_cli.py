@@ -22,7 +22,7 @@ SHAPE = (16, 18, 20)
 class Still(torch.nn.Module):
     """Answer every pair with a zero velocity."""
 
-    def forward(self, fixed, moving):
+    def forward(self, fixed, moving, finest=True):
         return (torch.zeros(1, 3, *fixed.shape[2:]),)
 
 

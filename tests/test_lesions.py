@@ -33,7 +33,7 @@ def brain(rng):
 class Shift(torch.nn.Module):
     """Answer every pair with one constant velocity."""
 
-    def forward(self, fixed, moving):
+    def forward(self, fixed, moving, finest=True):
         return (torch.tensor(SHIFT).view(1, 3, 1, 1, 1).expand(1, 3, *fixed.shape[2:]).clone(),)
 
 

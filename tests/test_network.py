@@ -97,6 +97,11 @@ def test_without_a_level_its_runs_are_left_out(pair):
     model = tiny(schedule=CYCLE)
     assert model.schedule(2) == [0, 0, 1, 0, 1]
     assert [out.level for out in model.run(*pair, levels=1)] == [0, 0, 0]
+    with torch.no_grad():
+        every, coarse = model(*pair), model(*pair, finest=False)
+    assert len(every) == 6
+    assert len(coarse) == 5
+    torch.testing.assert_close(coarse[0], every[0])
 
 
 @pytest.mark.parametrize(("finest_field", "shape"), [("full", (13, 18, 23)), ("half", (7, 9, 12))])

@@ -80,8 +80,9 @@ def pair():
 class Shift(torch.nn.Module):
     """Answer every pair with one constant velocity, and remember what it was given."""
 
-    def forward(self, fixed, moving):
+    def forward(self, fixed, moving, finest=True):
         self.seen = fixed, moving
+        self.finest = finest
         velocity = torch.tensor(SHIFT).view(1, 3, 1, 1, 1).expand(1, 3, *fixed.shape[2:])
         return (velocity.clone(),)
 
@@ -233,7 +234,9 @@ def test_refinement_gets_the_pair_and_its_velocities_count(pair, network, monkey
     monkeypatch.setattr(registration.refinement, "refine", refine)
     result = register(*pair, init="identity", refine=3, device="cpu")
     np.testing.assert_allclose(result.moved.get_fdata(), pair[1].get_fdata(), atol=1e-3)
+    assert not network.finest
     register(*pair, init="identity", refine=0, device="cpu")
+    assert network.finest
     assert calls == [3]
 
 

@@ -116,7 +116,7 @@ def test_one_field_at_a_time():
 class Folding(torch.nn.Module):
     """Answer every pair with a velocity that folds."""
 
-    def forward(self, fixed, moving):
+    def forward(self, fixed, moving, finest=True):
         return tuple(pyramid(1.5))
 
 
