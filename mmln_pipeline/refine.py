@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adam import adam
 
 from mmln_pipeline.fields import (
     compose,
@@ -50,6 +51,8 @@ TISSUES = 0.6
 DEPTH = 0.025
 """Weight of the squared difference in depth below the tissue's surface, in voxels."""
 LEARNING_RATE = 0.28
+ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
+"""For `adam`, whose class would first import the compiler: two seconds."""
 WARM_UP = 3
 """Steps before the learning rate is whole: Adam's first ones go as far for noise as for edges."""
 AUTO_ITERATIONS = 26
@@ -183,8 +186,7 @@ def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | Non
     """Return the refining field of the lowest loss on the way down."""
     best, best_loss, since = refining, float("inf"), 0
     refining = refining.clone().requires_grad_()
-    optimizer = torch.optim.Adam([refining], lr=LEARNING_RATE)
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (WARM_UP + 1), total_iters=WARM_UP)
+    mean, square, count = torch.zeros_like(best), torch.zeros_like(best), torch.zeros(())
     size = "x".join(map(str, stage.moving.shape[2:]))
     for step in range(steps):
         loss = stage.loss(refining, TETRAHEDRA[step % len(TETRAHEDRA)])
@@ -197,10 +199,10 @@ def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | Non
             progress(f"refine {step + 1}/{steps} at {size} voxels: loss {value:.4f}")
         if since >= PATIENCE:
             break
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        warm_up.step()
+        (gradient,) = torch.autograd.grad(loss, refining)
+        rate = LEARNING_RATE * min(1.0, (step + 1) / (WARM_UP + 1))
+        with torch.no_grad():
+            adam([refining], [gradient], [mean], [square], [], [count], lr=rate, **ADAM)
     return best
 
 
