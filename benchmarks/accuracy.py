@@ -166,7 +166,7 @@ def plot_dice(table: pd.DataFrame, path: Path) -> None:
                         *(((-5, -3), "right") if column == "folds" else ((0, -11), "center")),
                     )
                 elif not is_ours and column == "sdlogj":
-                    offset, side = (-5, 4), "right"
+                    offset, side = (0, -11), "center"
                 elif name.endswith("(topology off)") and column == "sdlogj":  # beside the same without
                     offset = (5, -9)
                 axes.annotate(text, (x, y), xytext=offset, textcoords="offset points", ha=side, fontsize=7)
