@@ -51,8 +51,6 @@ TISSUES = 0.6
 DEPTH = 0.025
 """Weight of the squared difference in depth below the tissue's surface, in voxels."""
 LEARNING_RATE = 0.28
-ADAM = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
-"""For `adam`, whose class would first import the compiler: two seconds."""
 WARM_UP = 3
 """Steps before the learning rate is whole: Adam's first ones go as far for noise as for edges."""
 AUTO_ITERATIONS = 26
@@ -199,10 +197,18 @@ def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | Non
             progress(f"refine {step + 1}/{steps} at {size} voxels: loss {value:.4f}")
         if since >= PATIENCE:
             break
-        (gradient,) = torch.autograd.grad(loss, refining)
-        rate = LEARNING_RATE * min(1.0, (step + 1) / (WARM_UP + 1))
-        with torch.no_grad():
-            adam([refining], [gradient], [mean], [square], [], [count], lr=rate, **ADAM)
+        gradient = torch.autograd.grad(loss, refining)[0]
+        with torch.no_grad():  # the function, since to make torch's optimiser imports its compiler first: two seconds
+            adam(
+                *([refining], [gradient], [mean], [square], [], [count]),
+                lr=LEARNING_RATE * min(1.0, (step + 1) / (WARM_UP + 1)),
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                amsgrad=False,
+                maximize=False,
+            )
     return best
 
 
