@@ -62,7 +62,7 @@ def register(
     model : str or Path, default="mmln"
         Name of bundled weights or path of a weights file.
     refine : int or "auto", default="auto"
-        Steps of instance optimisation after the network; 0 gives the network alone.
+        Steps of instance optimisation in the place of the network's finest level; 0 gives the whole network alone.
     device : str, default="auto"
         ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     threads : int, optional

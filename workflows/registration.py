@@ -186,7 +186,7 @@ def _describe(model: str, model_sha256: str, refine: str | int, topology: str) -
     weights = f"weights `{Path(model).stem}`"
     if model_sha256:
         weights += f", SHA-256 {model_sha256[:12]}"
-    tuning = "" if refine == 0 else ", followed by instance optimisation of the field for this image"
+    tuning = "" if refine == 0 else ", its finest level replaced by instance optimisation of the field for this image"
     valid = "; where it folded on the grid, they were smoothed until nothing did" if topology == "strict" else ""
     return (
         "The brain was registered to the template with the multi-strategy mutual learning network "
