@@ -68,7 +68,7 @@ def _add_register(subparsers: Any) -> None:
         type=_steps,
         default="auto",
         metavar="auto|N",
-        help="steps of refinement on this pair, in the place of the network's finest level; 0 for none (default: %(default)s)",
+        help="steps of refinement on this pair, in place of the finest level; 0 for none (default: %(default)s)",
     )
     parser.add_argument(
         "--topology",
