@@ -4,7 +4,7 @@ Each dataset is a BIDS folder of raw heads with labels, and perhaps brain masks,
 registered to the next one, brains alone, behind our affine.
 
 What the committed results were made by:
-python benchmarks/generalisation.py ../shared/data --model mmln mmln-semi --refine 0 --output benchmarks/results
+python benchmarks/generalisation.py ../shared/data --model mmln mmln-semi --refine 0 auto --output benchmarks/results
 """
 
 from __future__ import annotations
