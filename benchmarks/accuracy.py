@@ -159,13 +159,10 @@ def plot_dice(table: pd.DataFrame, path: Path) -> None:
             axes.scatter(group[column], group["dice28"], **style)
             for x, y, name in zip(group[column], group["dice28"], group["method"], strict=True):
                 _, _, weight = name.partition(" (volume weight ")  # of those the number, where there is room
-                text, offset, side = name, (5, 4), "left"
-                if weight:
-                    text, offset, side = (
-                        weight[:-1],
-                        *(((-5, -3), "right") if column == "folds" else ((0, -11), "center")),
-                    )
-                elif not is_ours and column == "sdlogj":
+                text, offset, side = weight[:-1] or name, (5, 4), "left"
+                if weight and column == "folds":
+                    offset, side = (-5, -3), "right"
+                elif column == "sdlogj" and (weight or not is_ours):
                     offset, side = (0, -11), "center"
                 elif name.endswith("(topology off)") and column == "sdlogj":  # beside the same without
                     offset = (5, -9)

@@ -200,7 +200,12 @@ def _descend(stage: _Stage, refining: Tensor, steps: int, progress: Report | Non
         gradient = torch.autograd.grad(loss, refining)[0]
         with torch.no_grad():  # the function, since to make torch's optimiser imports its compiler first: two seconds
             adam(
-                *([refining], [gradient], [mean], [square], [], [count]),
+                [refining],
+                [gradient],
+                exp_avgs=[mean],
+                exp_avg_sqs=[square],
+                max_exp_avg_sqs=[],
+                state_steps=[count],
                 lr=LEARNING_RATE * min(1.0, (step + 1) / (WARM_UP + 1)),
                 beta1=0.9,
                 beta2=0.999,
