@@ -18,9 +18,9 @@ import pandas as pd
 import tomli_w
 import torch
 
-from mmln_pipeline.devices import autocast
-from mmln_pipeline.files import write_text
-from mmln_pipeline.network import MMLN
+from mmln_pipeline.machine.devices import autocast
+from mmln_pipeline.machine.files import write_text
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.training import train
 from mmln_pipeline.training.config import TrainConfig, load_config, tomllib
 from mmln_pipeline.training.data import load_pack, validation_pairs

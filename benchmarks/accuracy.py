@@ -25,10 +25,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mmln_pipeline import refine as refinement
 from mmln_pipeline import register
-from mmln_pipeline.files import atomic_path, write_text
-from mmln_pipeline.metrics import dice
+from mmln_pipeline.machine.files import atomic_path, write_text
+from mmln_pipeline.refinement import descent as refinement
+from mmln_pipeline.scores.metrics import dice
 
 CORTEX = range(100, 208)
 """Cortical labels of the Neuromorphometrics protocol."""

@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from mmln_pipeline import register
-from mmln_pipeline.files import write_text
-from mmln_pipeline.grids import new_image
-from mmln_pipeline.labels import structures28
+from mmln_pipeline.atlas.labels import structures28
+from mmln_pipeline.machine.files import write_text
+from mmln_pipeline.space.grids import new_image
 
 DATASETS = {
     # derivative with *_dseg, and *_desc-brain_mask if there are any; numbering of the labels

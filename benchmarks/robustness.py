@@ -26,10 +26,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline import register
-from mmln_pipeline.files import atomic_path, write_text
-from mmln_pipeline.grids import new_image
-from mmln_pipeline.labels import structures28
-from mmln_pipeline.metrics import dice, label_mean
+from mmln_pipeline.atlas.labels import structures28
+from mmln_pipeline.machine.files import atomic_path, write_text
+from mmln_pipeline.scores.metrics import dice, label_mean
+from mmln_pipeline.space.grids import new_image
 
 COLOURS = {"pass": "C2", "look": "C1", "fail": "C3"}
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmln_pipeline import __version__
-from mmln_pipeline.bids_app.config import Config, tomllib
-from mmln_pipeline.bids_app.parser import UsageError
-from mmln_pipeline.bids_app.targets import find_targets
-from mmln_pipeline.devices import resolve_device
-from mmln_pipeline.interfaces.skullstrip import choose_stripper
+from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.invocation import Config, tomllib
+from mmln_pipeline.bids_app.template_option import find_targets
+from mmln_pipeline.interfaces.brain_extraction import choose_stripper
+from mmln_pipeline.machine.devices import resolve_device
 from mmln_pipeline.weights import load_model
 from mmln_pipeline.workflows import Provenance, Target
 

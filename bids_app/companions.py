@@ -7,11 +7,11 @@ from pathlib import Path
 import nibabel as nib
 from bids.layout import BIDSLayout
 
-from mmln_pipeline.bids_app.config import Config
+from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.filters import IMAGES, Filters
-from mmln_pipeline.bids_app.parser import UsageError
-from mmln_pipeline.spaces import why_not_same_space
-from mmln_pipeline.volumes import UNREADABLE
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.images.same_space import why_not_same_space
+from mmln_pipeline.images.volumes import UNREADABLE
 
 NATIVE_SPACES = (None, "T1w", "orig")
 NO_PLACE = ("suffix", "extension", "datatype")

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmln_pipeline import __version__
+from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import Method
-from mmln_pipeline.bids_app.config import Config
-from mmln_pipeline.bids_app.parser import UsageError
-from mmln_pipeline.interfaces.derivatives import put_text, to_json
-from mmln_pipeline.workflows import outputs
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.interfaces.saving import put_text, to_json
 
 NAME = "mmln-pipeline"
 
@@ -22,7 +22,7 @@ def check_output_dataset(output_dir: Path) -> None:
     UsageError
         There is a dataset description that this program did not write.
     """
-    path = output_dir / outputs.DESCRIPTION
+    path = output_dir / filenames.DESCRIPTION
     if not path.exists():
         return
     makers = [entry.get("Name") for entry in _read_description(path).get("GeneratedBy", [])]
@@ -45,12 +45,12 @@ def write_dataset_files(config: Config, method: Method, boilerplate: str) -> Non
         Methods text, Markdown.
     """
     root = config.output_dir
-    put_text(to_json(_describe(config, method)), root / outputs.DESCRIPTION)
+    put_text(to_json(_describe(config, method)), root / filenames.DESCRIPTION)
     write_bidsignore(root)
-    put_text(boilerplate, root / outputs.CITATION)
-    put_text(config.to_toml(), root / outputs.CONFIG)
+    put_text(boilerplate, root / filenames.CITATION)
+    put_text(config.to_toml(), root / filenames.CONFIG)
     for atlas, table in method.tables.items():
-        put_text(table, root / outputs.atlas_table_name(atlas))
+        put_text(table, root / filenames.atlas_table_name(atlas))
 
 
 def write_bidsignore(root: Path) -> None:
@@ -61,9 +61,9 @@ def write_bidsignore(root: Path) -> None:
     root : Path
         Root of the derivative dataset.
     """
-    path = root / outputs.BIDSIGNORE
+    path = root / filenames.BIDSIGNORE
     kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    put_text("\n".join(dict.fromkeys([*kept, *outputs.BIDSIGNORE_LINES])) + "\n", path)
+    put_text("\n".join(dict.fromkeys([*kept, *filenames.BIDSIGNORE_LINES])) + "\n", path)
 
 
 def write_report(
@@ -94,8 +94,8 @@ def write_report(
 
 def _describe(config: Config, method: Method) -> dict:
     """Compose the dataset's description; links of earlier runs stay, since their sidecars use them."""
-    raw = config.bids_dir / outputs.DESCRIPTION
-    path = config.output_dir / outputs.DESCRIPTION
+    raw = config.bids_dir / filenames.DESCRIPTION
+    path = config.output_dir / filenames.DESCRIPTION
     links = _read_description(path).get("DatasetLinks", {}) if path.exists() else {}
     links |= {name: root.as_uri() for name, root in method.provenance.links.items()}
     return {
@@ -111,7 +111,7 @@ def _describe(config: Config, method: Method) -> dict:
         ],
         "SourceDatasets": [{"URL": root.as_uri()} for root in method.provenance.links.values()],
         "DatasetLinks": links,
-        "HowToAcknowledge": f"Please cite the works listed in {outputs.CITATION}.",
+        "HowToAcknowledge": f"Please cite the works listed in {filenames.CITATION}.",
     }
 
 

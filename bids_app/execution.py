@@ -21,9 +21,10 @@ from nipype.pipeline.plugins.linear import LinearPlugin
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.utils.filemanip import indirectory
 
-from mmln_pipeline.bids_app.config import Config
-from mmln_pipeline.progress import progress_bar
-from mmln_pipeline.workflows import Scan, outputs
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.machine.progress import progress_bar
+from mmln_pipeline.workflows import Scan
 
 LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
 LEVELS = (logging.CRITICAL, logging.INFO, logging.DEBUG)
@@ -69,7 +70,7 @@ def run_workflow(
     """
     configure_nipype(config)
     workflow.config = deepcopy(nipype.config._sections)  # a workflow keeps the options of when it was built
-    crashes = config.output_dir / outputs.CRASHES
+    crashes = config.output_dir / filenames.CRASHES
     known = set(crashes.glob("crash-*.txt"))
     names = {scan.workflow_name: scan.stem for scan in scans}
     error = None
@@ -107,7 +108,7 @@ def configure_nipype(config: Config) -> None:
     nipype.config.update_config(
         {
             "execution": {
-                "crashdump_dir": str(config.output_dir / outputs.CRASHES),
+                "crashdump_dir": str(config.output_dir / filenames.CRASHES),
                 "crashfile_format": "txt",
                 "stop_on_first_crash": str(config.stop_on_first_crash).lower(),
                 "remove_unnecessary_outputs": "false",
@@ -118,7 +119,7 @@ def configure_nipype(config: Config) -> None:
         }
     )
     if config.resource_monitor:
-        record = config.output_dir / outputs.RESOURCES
+        record = config.output_dir / filenames.RESOURCES
         record.parent.mkdir(parents=True, exist_ok=True)
         nipype.config.set("monitoring", "summary_file", str(record))  # update_config passes this section over
     nipype.config.resource_monitor = config.resource_monitor

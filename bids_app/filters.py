@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bids.layout import BIDSLayout, Query
 
-from mmln_pipeline.bids_app.parser import UsageError
+from mmln_pipeline.bids_app.arguments import UsageError
 
 IMAGES = [".nii.gz", ".nii"]
 BASE_FILTERS = {

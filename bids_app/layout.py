@@ -10,12 +10,12 @@ from pathlib import Path
 from bids.layout import BIDSLayout, BIDSLayoutIndexer
 from bids_validator import BIDSValidator
 
+from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.companions import Lesions, find_companion
-from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.bids_app.filters import Filters, read_filters
-from mmln_pipeline.bids_app.parser import UsageError
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.derivatives.scans import common_stem
 from mmln_pipeline.workflows import Scan
-from mmln_pipeline.workflows.scans import common_stem
 
 OTHER_FOLDERS = re.compile(r"^/(?!sub-)[^/]+/|/(func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr)(/|$)")
 

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmln_pipeline.bids_app.parser import UsageError, parse_args
+from mmln_pipeline.bids_app.arguments import UsageError, parse_args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(config.omp_nthreads)
         # Nipype, PyBIDS and torch are loaded only now, so that --help and wrong options answer at once.
         if config.analysis_level == "group":
-            from mmln_pipeline.bids_app.group import run_group
+            from mmln_pipeline.bids_app.group_level import run_group
 
             return run_group(config)
-        from mmln_pipeline.bids_app.participant import run_participants
+        from mmln_pipeline.bids_app.participant_level import run_participants
 
         return run_participants(config)
     except UsageError as error:

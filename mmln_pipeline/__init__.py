@@ -2,7 +2,7 @@
 
 # Bound here so that the name is always the function, also once the module of that name has been
 # imported. That module is light: numerical libraries load with the first registration.
-from mmln_pipeline.register import QualityWarning, RegistrationResult, TopologyError, register
+from mmln_pipeline.registration.api import QualityWarning, RegistrationResult, TopologyError, register
 
 __version__ = "0.1.0"
 

@@ -21,12 +21,12 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal.windows import tukey
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline.fields import exponentiate
-from mmln_pipeline.files import write_text
-from mmln_pipeline.grids import Grid, new_image
-from mmln_pipeline.templates import EMBEDDED, load_template
-from mmln_pipeline.transforms import DisplacementField, Transform, displacement_from_voxels, read_transform
-from mmln_pipeline.volumes import save_image
+from mmln_pipeline.atlas.templates import EMBEDDED, load_template
+from mmln_pipeline.fields.warping import exponentiate
+from mmln_pipeline.images.volumes import save_image
+from mmln_pipeline.machine.files import write_text
+from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.transforms import DisplacementField, Transform, displacement_from_voxels, read_transform
 
 SUBJECT = "sub-demo"
 SEED = 20220609

@@ -7,10 +7,10 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline.affine import estimate_affine, load_affine
-from mmln_pipeline.grids import Grid, new_image
-from mmln_pipeline.transforms import DisplacementField, Transform, save_affine
-from mmln_pipeline.volumes import brain_mask, load_image
+from mmln_pipeline.images.volumes import brain_mask, load_image
+from mmln_pipeline.linear.affine import estimate_affine, load_affine
+from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.transforms import DisplacementField, Transform, save_affine
 
 
 def fake_brain(rng, shape=(52, 62, 56), spacing=(1.1, 1.0, 1.2)):

@@ -4,7 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmln_pipeline.agreement import label_agreement
+from mmln_pipeline.group.agreement import label_agreement
 from mmln_pipeline.reporting.group_table import GroupTable, add_agreement
 
 SHAPE = (7, 8, 9)

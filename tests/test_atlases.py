@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from tiny_bids import SHAPE, describe, list_files, make_brain, one_error, snapshot, write_image
 
-from mmln_pipeline import volumes
-from mmln_pipeline.atlases import read_template_table
+from mmln_pipeline.atlas.sources import read_template_table
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.metrics import dice
+from mmln_pipeline.images import volumes
+from mmln_pipeline.scores.metrics import dice
 
 pytestmark = pytest.mark.usefixtures("tiny_grid")
 

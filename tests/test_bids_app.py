@@ -23,9 +23,9 @@ from tiny_bids import (
 )
 
 from mmln_pipeline import __version__
-from mmln_pipeline.bids_app import participant
+from mmln_pipeline.bids_app import participant_level
+from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
-from mmln_pipeline.bids_app.parser import parse_args
 from mmln_pipeline.bids_app.run import main
 
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
@@ -190,7 +190,7 @@ def test_failing_report_is_told(finished, monkeypatch, capsys):
     def fail(*arguments):
         raise OSError("disk is full")
 
-    monkeypatch.setattr(participant, "write_report", fail)
+    monkeypatch.setattr(participant_level, "write_report", fail)
     assert main([*arguments, "--reports-only", "--participant-label", "02"]) == 1
     assert "sub-02.html: FAILED: OSError: disk is full" in capsys.readouterr().err
 
@@ -230,11 +230,11 @@ def test_low_mem_gives_the_network_all_memory(place):
         config = scan_config(place, "--mem", "20", "--model", str(place / "tiny.safetensors"), *options)
         template = str(place / "tpl-tiny_T1w.nii.gz")
         config = replace(config, template=template)
-        method = participant.prepare_method(config)
-        workflow = participant.build_workflow(config, method, find_scans(config)[0])
+        method = participant_level.prepare_method(config)
+        workflow = participant_level.build_workflow(config, method, find_scans(config)[0])
         return workflow.get_node("sub_02_run_1_wf.to_tiny_wf.registration_wf.registration").mem_gb
 
-    assert memory() == participant.NETWORK_GB and memory("--low-mem") == 20
+    assert memory() == participant_level.NETWORK_GB and memory("--low-mem") == 20
 
 
 def test_options_of_a_run(command, tmp_path):

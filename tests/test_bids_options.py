@@ -10,12 +10,12 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
 from tiny_bids import SHAPE, committed_files, describe, list_files, make_brain, settings, write_image
 
-from mmln_pipeline import volumes
-from mmln_pipeline.bids_app.parser import build_parser, parse_args
-from mmln_pipeline.bids_app.results import find_results
+from mmln_pipeline.bids_app.arguments import build_parser, parse_args
+from mmln_pipeline.bids_app.finished import find_results
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.grids import Grid
-from mmln_pipeline.transforms import Transform, read_transform
+from mmln_pipeline.images import volumes
+from mmln_pipeline.space.grids import Grid
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 pytestmark = pytest.mark.usefixtures("tiny_grid")
 

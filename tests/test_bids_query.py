@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny_bids import describe, make_brain, one_error, scan_config, stems, write_image
 
+from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
-from mmln_pipeline.bids_app.parser import parse_args
 
 pytestmark = pytest.mark.usefixtures("tiny_grid")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from tiny_bids import describe, list_files, one_error, write_image
 
-from mmln_pipeline.bids_app.config import CHOICES, SECTIONS, Config, read_toml
-from mmln_pipeline.bids_app.parser import parse_args, parse_memory
+from mmln_pipeline.bids_app.arguments import parse_args, parse_memory
+from mmln_pipeline.bids_app.invocation import CHOICES, SECTIONS, Config, read_toml
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.inputs import MAX_SEED
+from mmln_pipeline.registration.pair import MAX_SEED
 
 pytestmark = pytest.mark.usefixtures("tiny_grid")
 

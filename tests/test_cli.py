@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmln_pipeline import __version__, registration, weights
+from mmln_pipeline import __version__, weights
 from mmln_pipeline.cli import main
 from mmln_pipeline.cli.parser import build_parser
-from mmln_pipeline.grids import Grid
-from mmln_pipeline.transforms import save_affine
+from mmln_pipeline.registration import steps
+from mmln_pipeline.space.grids import Grid
+from mmln_pipeline.space.transforms import save_affine
 
 COMMANDS = ("register", "apply", "evaluate", "train", "models")
 SHAPE = (16, 18, 20)
@@ -30,7 +31,7 @@ class Still(torch.nn.Module):
 def network(monkeypatch):
     card = {"name": "still", "sha256": "0" * 64}
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Still(), card))
-    monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, np.eye(4)))
+    monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, np.eye(4)))
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mmln_pipeline import demo
-from mmln_pipeline.grids import Grid, new_image
-from mmln_pipeline.transforms import Transform, read_transform
+from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 SIZES = {"spacing": 1, "smoothness": 10.0, "size": 4.0}
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 import torch
 
-from mmln_pipeline.devices import autocast, kept_memory, resolve_device, set_threads
+from mmln_pipeline.machine.devices import autocast, kept_memory, resolve_device, set_threads
 
 
 def test_cpu_and_auto():

@@ -18,14 +18,18 @@ from scipy.spatial.transform import Rotation
 from tiny_bids import SHAPE, committed_files, make_brain
 
 import mmln_pipeline
-from mmln_pipeline import cli, demo, interfaces, templates, volumes, workflows
-from mmln_pipeline.bids_app import checks, filters, parser
-from mmln_pipeline.bids_app.config import read_toml
+from mmln_pipeline import cli, demo, interfaces, workflows
+from mmln_pipeline.atlas import templates
+from mmln_pipeline.bids_app import arguments as parser
+from mmln_pipeline.bids_app import checks, filters
+from mmln_pipeline.bids_app.invocation import read_toml
 from mmln_pipeline.bids_app.run import main as run_bids_app
 from mmln_pipeline.cli.parser import build_parser as build_cli_parser
-from mmln_pipeline.result import OUTPUTS
-from mmln_pipeline.transforms import DisplacementField, Transform
-from mmln_pipeline.workflows import Scan, outputs
+from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.images import volumes
+from mmln_pipeline.registration.result import OUTPUTS
+from mmln_pipeline.space.transforms import DisplacementField, Transform
+from mmln_pipeline.workflows import Scan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -170,13 +174,13 @@ def test_every_option_on_the_pages_exists():
 def list_names(scan, several):
     """Every file of an image, its figures and its group, as the page writes them."""
     paths = [
-        *outputs.derivative_paths(scan, "TPL", "ATLAS", several=several).values(),
-        *outputs.figure_paths(scan, "TPL", "ATLAS").values(),
-        *outputs.fused_paths(scan, has_dseg=True).values(),
-        *outputs.group_paths("TPL").values(),
-        *(outputs.DESCRIPTION, outputs.BIDSIGNORE, outputs.CITATION, outputs.CONFIG, f"{outputs.CRASHES}/"),
-        *(outputs.RESOURCES, outputs.GROUP_TABLE, outputs.GROUP_REPORT),
-        *(outputs.report_name("X"), outputs.atlas_table_name("ATLAS")),
+        *filenames.derivative_paths(scan, "TPL", "ATLAS", several=several).values(),
+        *filenames.figure_paths(scan, "TPL", "ATLAS").values(),
+        *filenames.fused_paths(scan, has_dseg=True).values(),
+        *filenames.group_paths("TPL").values(),
+        *(filenames.DESCRIPTION, filenames.BIDSIGNORE, filenames.CITATION, filenames.CONFIG, f"{filenames.CRASHES}/"),
+        *(filenames.RESOURCES, filenames.GROUP_TABLE, filenames.GROUP_REPORT),
+        *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]
     return {re.sub(r"^sub-X/.*/sub-X(_run-\d+)?_", "..._", path) for path in paths}
 

@@ -11,8 +11,8 @@ from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.bids_app import execution
-from mmln_pipeline.bids_app.config import Config
 from mmln_pipeline.bids_app.execution import run_workflow
+from mmln_pipeline.bids_app.invocation import Config
 
 
 def identify():
@@ -93,7 +93,7 @@ def test_failures_are_told_by_scan(tmp_path):
 
 
 def test_nipype_never_calls_home(tmp_path):
-    code = "import mmln_pipeline.bids_app.participant, os; assert os.environ['NIPYPE_NO_ET']"
+    code = "import mmln_pipeline.bids_app.participant_level, os; assert os.environ['NIPYPE_NO_ET']"
     subprocess.run([sys.executable, "-c", code], check=True)
     execution.configure_nipype(Config(tmp_path, tmp_path / "out"))
     assert logging.getLogger("nipype.workflow").level == logging.CRITICAL

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from mmln_pipeline.fields import (
+from mmln_pipeline.fields.warping import (
     cell_volumes,
     compose,
     correct_inverse,
@@ -192,8 +192,8 @@ def test_cell_volumes_do_not_depend_on_the_blocks(monkeypatch):
     field = 2 * torch.randn(2, 3, *SHAPE)
     whole = cell_volumes(field)
     for planes, cells in ((1, 9), (2, 40), (3, 2**20)):
-        monkeypatch.setattr("mmln_pipeline.fields._BLOCK_PLANES", planes)
-        monkeypatch.setattr("mmln_pipeline.fields._BLOCK_CELLS", cells)
+        monkeypatch.setattr("mmln_pipeline.fields.warping._BLOCK_PLANES", planes)
+        monkeypatch.setattr("mmln_pipeline.fields.warping._BLOCK_CELLS", cells)
         for part, expected in zip(cell_volumes(field), whole, strict=True):
             assert torch.equal(part, expected)
     inverted, smallest = whole

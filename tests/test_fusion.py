@@ -5,9 +5,9 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
-from mmln_pipeline import fusion
-from mmln_pipeline.fusion import joint_label_fusion
-from mmln_pipeline.metrics import dice, label_mean
+from mmln_pipeline.atlas import fusion
+from mmln_pipeline.atlas.fusion import joint_label_fusion
+from mmln_pipeline.scores.metrics import dice, label_mean
 
 SHAPE = (23, 26, 29)
 

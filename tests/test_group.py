@@ -17,11 +17,11 @@ import pandas as pd
 import pytest
 from browser import browser, check_page, needs_chromium
 
-from mmln_pipeline.averaging import average_images
-from mmln_pipeline.bids_app.results import find_doubts
+from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.run import main
+from mmln_pipeline.group.averaging import average_images
+from mmln_pipeline.group.statistics import RunningMoments, robust_distances
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, page_rows
-from mmln_pipeline.statistics import RunningMoments, robust_distances
 
 __all__ = ["browser"]  # a fixture
 

@@ -9,10 +9,11 @@ import pytest
 import SimpleITK as sitk
 from nipype.pipeline import engine as pe
 
-from mmln_pipeline import interfaces, volumes
-from mmln_pipeline.interfaces.derivatives import put_file, put_text
-from mmln_pipeline.network import MMLN, NetworkConfig
-from mmln_pipeline.transforms import (
+from mmln_pipeline import interfaces
+from mmln_pipeline.images import volumes
+from mmln_pipeline.interfaces.saving import put_file, put_text
+from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.space.transforms import (
     DisplacementField,
     Transform,
     read_transform,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmln_pipeline.labels import LabelTable, load_dseg_table, load_label_table, measure_volumes, structures28
+from mmln_pipeline.atlas.labels import LabelTable, load_dseg_table, load_label_table, measure_volumes, structures28
 
 
 def test_structures28_in_both_systems():

@@ -9,10 +9,11 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline import register, registration, weights
-from mmln_pipeline.affine import estimate_affine
+from mmln_pipeline import register, weights
 from mmln_pipeline.cli import main
-from mmln_pipeline.grids import Grid, new_image
+from mmln_pipeline.linear.affine import estimate_affine
+from mmln_pipeline.registration import steps
+from mmln_pipeline.space.grids import Grid, new_image
 
 SHAPE = (24, 28, 32)
 SHIFT = (2.0, -1.0, 3.0)  # voxels of the network grid
@@ -47,9 +48,9 @@ def refined(monkeypatch):
         return tuple(velocities)
 
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Shift(), {"name": "shift", "sha256": "0" * 64}))
-    monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, LIA))
-    monkeypatch.setattr(registration.fields, "taper", lambda velocity, shape: velocity)
-    monkeypatch.setattr(registration.refinement, "refine", refine)
+    monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, LIA))
+    monkeypatch.setattr(steps.fields, "taper", lambda velocity, shape: velocity)
+    monkeypatch.setattr(steps.refinement, "refine", refine)
     return seen
 
 
@@ -58,7 +59,7 @@ def turned(image, degrees=15):
     turn = Rotation.from_euler("xyz", (degrees, -5, 8), degrees=True).as_matrix() @ LIA[:3, :3]
     centre = apply_affine(LIA, (np.array(SHAPE) - 1) / 2)
     grid = Grid(SHAPE, nib.affines.from_matvec(turn, centre - turn @ ((np.array(SHAPE) - 1) / 2)))
-    return registration.volumes.conform(image, grid)
+    return steps.volumes.conform(image, grid)
 
 
 @pytest.mark.parametrize("axes", ["LIA", "LAS", "oblique"])
@@ -124,7 +125,7 @@ def test_seed_reaches_numpy_torch_and_itk(refined, rng, monkeypatch):
         asked.update(options)
         return np.eye(4)
 
-    monkeypatch.setattr(registration.affine, "estimate_affine", estimate)
+    monkeypatch.setattr(steps.affine, "estimate_affine", estimate)
     image = nib.Nifti1Image(brain(rng), LIA)
     draws = []
     for seed in (7, 7, 8):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmln_pipeline.fields import fold, voxel_grid
-from mmln_pipeline.losses import (
+from mmln_pipeline.fields.warping import fold, voxel_grid
+from mmln_pipeline.network.losses import (
     global_correlation_loss,
     level_loss,
     local_correlation,

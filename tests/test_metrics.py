@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mmln_pipeline import metrics
-from mmln_pipeline.labels import LabelTable
+from mmln_pipeline.atlas.labels import LabelTable
+from mmln_pipeline.scores import metrics
 
 SHAPE = (7, 8, 9)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmln_pipeline.fields import downsample, integrate
-from mmln_pipeline.network import MMLN, NetworkConfig, splice, to_slices
+from mmln_pipeline.fields.warping import downsample, integrate
+from mmln_pipeline.network.model import MMLN, NetworkConfig, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
 from mmln_pipeline.training.objective import RunObjective, central_window, class_shares
 

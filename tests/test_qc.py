@@ -10,11 +10,13 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline import QualityWarning, evaluation, qc, register, volumes
+from mmln_pipeline import QualityWarning, register
 from mmln_pipeline.cli import main
-from mmln_pipeline.network import MMLN, NetworkConfig
-from mmln_pipeline.result import describe_doubt
-from mmln_pipeline.transforms import Transform
+from mmln_pipeline.images import volumes
+from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.registration.result import describe_doubt
+from mmln_pipeline.scores import evaluation, quality
+from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.weights import save_model
 
 SHAPE = (40, 44, 48)
@@ -49,52 +51,54 @@ def change(path, value):
 
 
 def test_good_scores_pass_without_a_reason():
-    assert qc.judge(GOOD) == {"verdict": "pass", "reasons": []}
+    assert quality.judge(GOOD) == {"verdict": "pass", "reasons": []}
 
 
-@pytest.mark.parametrize("check", qc.CHECKS, ids=lambda check: f"{check.path[-1]}-{check.look:g}")
+@pytest.mark.parametrize("check", quality.CHECKS, ids=lambda check: f"{check.path[-1]}-{check.look:g}")
 def test_each_limit_holds_on_its_own(check):
-    start = qc.look_up(GOOD, check.before) if check.before else 0.0
+    start = quality.look_up(GOOD, check.before) if check.before else 0.0
     step = 1e-6 if check.fail > check.look else -1e-6
     for limit, verdict in ((check.look, "look"), (check.fail, "fail")):
         if math.isinf(limit):
             continue
-        inside, beyond = (qc.Check.judge(check, change(check.path, start + limit + sign * step)) for sign in (-1, 1))
-        assert qc.VERDICTS.index(inside[0]) < qc.VERDICTS.index(beyond[0]) and beyond[0] == verdict
+        inside, beyond = (
+            quality.Check.judge(check, change(check.path, start + limit + sign * step)) for sign in (-1, 1)
+        )
+        assert quality.VERDICTS.index(inside[0]) < quality.VERDICTS.index(beyond[0]) and beyond[0] == verdict
         assert check.name in beyond[1] and check.meaning in beyond[1] and f"{limit:g}" in beyond[1]
 
 
 def test_every_check_says_why():
-    for check in qc.CHECKS:
+    for check in quality.CHECKS:
         assert check.source and check.meaning and check.look != check.fail
 
 
 def test_the_worst_verdict_wins_and_its_reason_comes_first():
-    verdict = qc.judge(change(("sdlogj",), 0.8) | {"dice": 0.1})
+    verdict = quality.judge(change(("sdlogj",), 0.8) | {"dice": 0.1})
     assert verdict["verdict"] == "fail" and len(verdict["reasons"]) == 3
     assert "mean Dice" in verdict["reasons"][0] and "log-Jacobian" in verdict["reasons"][-1]
 
 
 def test_three_doubts_at_once_are_a_failure():
     scores = change(("sdlogj",), 0.8) | {"inverse_consistency_mm": 0.6}
-    assert qc.judge(scores)["verdict"] == "look"
+    assert quality.judge(scores)["verdict"] == "look"
     scores["brain_overlap"] = {"after": 0.94}
-    verdict = qc.judge(scores)
+    verdict = quality.judge(scores)
     assert verdict["verdict"] == "fail" and len(verdict["reasons"]) == 4
     assert verdict["reasons"][0] == "3 scores at once are doubtful"
 
 
 def test_scores_that_were_not_measured_are_left_out_and_those_without_a_value_fail():
-    assert qc.judge({"dice": None, "dice_before": None})["verdict"] == "pass"
-    assert qc.judge({})["verdict"] == "pass"
-    verdict = qc.judge(change(("similarity", "brain_correlation", "after"), None))
+    assert quality.judge({"dice": None, "dice_before": None})["verdict"] == "pass"
+    assert quality.judge({})["verdict"] == "pass"
+    verdict = quality.judge(change(("similarity", "brain_correlation", "after"), None))
     assert verdict["verdict"] == "fail" and "could not be measured" in verdict["reasons"][0]
 
 
 def test_doubt_is_one_line():
-    text = describe_doubt({"qc": qc.judge(change(("sdlogj",), 0.8))})
+    text = describe_doubt({"qc": quality.judge(change(("sdlogj",), 0.8))})
     assert text.startswith("quality check: look: SD of the log-Jacobian") and "\n" not in text
-    assert describe_doubt({"qc": qc.judge(GOOD)}) == describe_doubt({}) == ""
+    assert describe_doubt({"qc": quality.judge(GOOD)}) == describe_doubt({}) == ""
 
 
 def test_affine_is_described():

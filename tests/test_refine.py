@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmln_pipeline.fields import compose, exponentiate, integrate, ndv, resize_image, warp
-from mmln_pipeline.losses import local_correlation_loss, soft_dice_loss, squared_difference_loss, volume_loss
-from mmln_pipeline.refine import refine
-from mmln_pipeline.tissues import depth_map, tissue_maps
+from mmln_pipeline.fields.warping import compose, exponentiate, integrate, ndv, resize_image, warp
+from mmln_pipeline.network.losses import local_correlation_loss, soft_dice_loss, squared_difference_loss, volume_loss
+from mmln_pipeline.network.tissues import depth_map, tissue_maps
+from mmln_pipeline.refinement.descent import refine
 
 SHAPE = (24, 28, 32)
 
@@ -38,7 +38,7 @@ def test_it_lowers_the_loss_and_stays_invertible(pair):
 def test_volume_changes_are_held_back(pair, monkeypatch):
     changes = []
     for weight in (0.0, 1.0):
-        monkeypatch.setattr("mmln_pipeline.refine.VOLUME", weight)
+        monkeypatch.setattr("mmln_pipeline.refinement.descent.VOLUME", weight)
         changes.append(volume_loss(integrate(refine(*pair, 20), SHAPE)))
     assert changes[1] < 0.7 * changes[0]
 
@@ -67,7 +67,7 @@ def test_the_tissues_surfaces_are_brought_together(monkeypatch):
     start = (torch.zeros(1, 3, 6, 7, 8),)
     apart = []
     for weight in (0.0, 0.05):
-        monkeypatch.setattr("mmln_pipeline.refine.DEPTH", weight)
+        monkeypatch.setattr("mmln_pipeline.refinement.descent.DEPTH", weight)
         moved = warp(moving, integrate(refine(fixed, moving, start, 5), SHAPE))
         apart.append(squared_difference_loss(depth_map(tissue_maps(fixed)), depth_map(tissue_maps(moved))))
     assert apart[1] < 0.7 * apart[0]
@@ -78,7 +78,7 @@ def test_tissues_are_laid_over_each_other_however_bright(monkeypatch):
     start = (torch.zeros(1, 3, 6, 7, 8),)
     apart = []
     for weight in (0.0, 0.6):
-        monkeypatch.setattr("mmln_pipeline.refine.TISSUES", weight)
+        monkeypatch.setattr("mmln_pipeline.refinement.descent.TISSUES", weight)
         moved = warp(tissue_maps(moving), integrate(refine(fixed, moving, start, 10), SHAPE))
         apart.append(soft_dice_loss(tissue_maps(fixed), moved))
     assert apart[1] < 0.9 * apart[0]

@@ -13,9 +13,12 @@ import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 import mmln_pipeline
-from mmln_pipeline import evaluation, register, registration, volumes, weights
-from mmln_pipeline.grids import Grid
-from mmln_pipeline.transforms import Transform, read_transform, save_affine
+from mmln_pipeline import register, weights
+from mmln_pipeline.images import volumes
+from mmln_pipeline.registration import steps as registration
+from mmln_pipeline.scores import evaluation
+from mmln_pipeline.space.grids import Grid
+from mmln_pipeline.space.transforms import Transform, read_transform, save_affine
 
 KEYS = {
     *("dice", "dice_per_label", "folding_percent", "folding_percent_brain", "ndv_percent", "tc", "sdlogj"),
@@ -100,7 +103,7 @@ def network(monkeypatch):
 def test_the_name_is_the_function():
     assert callable(mmln_pipeline.register)
     assert mmln_pipeline.register is register
-    assert mmln_pipeline.RegistrationResult.__module__ == "mmln_pipeline.result"
+    assert mmln_pipeline.RegistrationResult.__module__ == "mmln_pipeline.registration.result"
 
 
 def test_identity_on_the_network_grid_resamples_nothing(pair, network):

@@ -15,7 +15,7 @@ import pytest
 from browser import DESKTOP, browser, check_page, needs_chromium
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from mmln_pipeline.reporting import figures, record, scores
+from mmln_pipeline.reporting import figures, record, shown_scores
 from mmln_pipeline.reporting.mosaic import lay_out
 from mmln_pipeline.reporting.page import write_subject_report
 
@@ -358,9 +358,9 @@ def test_page_without_its_folder_is_an_error(tmp_path):
 
 
 def test_scores_without_a_value_and_unknown_ones_are_shown():
-    rows = scores.score_rows({"dice": None, "tc": 1.0, "dice_before": 0.4})
+    rows = shown_scores.score_rows({"dice": None, "tc": 1.0, "dice_before": 0.4})
     assert [(row["before"], row["after"]) for row in rows] == [("0.400", "n/a"), ("–", "1.000")]
-    assert scores.other_rows({"dice": 1, "seed": 3, "affine": {"kind": "rigid"}}) == [
+    assert shown_scores.other_rows({"dice": 1, "seed": 3, "affine": {"kind": "rigid"}}) == [
         ("seed", "3"), ("affine: kind", "rigid"),
     ]  # fmt: skip
 

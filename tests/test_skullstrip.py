@@ -11,13 +11,13 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from tiny_bids import describe, make_brain, one_error, write_image
 
-from mmln_pipeline import skullstrip
-from mmln_pipeline.grids import Grid, new_image
+from mmln_pipeline.atlas.templates import load_template
+from mmln_pipeline.images.volumes import conform, load_image, load_labels, looks_skull_stripped
 from mmln_pipeline.interfaces import BrainExtraction
-from mmln_pipeline.interfaces.skullstrip import SYNTHSTRIP, choose_stripper
-from mmln_pipeline.metrics import dice
-from mmln_pipeline.templates import load_template
-from mmln_pipeline.volumes import conform, load_image, load_labels, looks_skull_stripped
+from mmln_pipeline.interfaces.brain_extraction import SYNTHSTRIP, choose_stripper
+from mmln_pipeline.linear import skullstrip
+from mmln_pipeline.scores.metrics import dice
+from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.workflows import init_preproc_wf, write_boilerplate
 
 # Turn, stretch and shift of the made head, template world to its own.

@@ -6,7 +6,7 @@ import pytest
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline.spaces import labels_on_grid, why_not_same_space
+from mmln_pipeline.images.same_space import labels_on_grid, why_not_same_space
 
 SHAPE = (13, 15, 17)
 

@@ -6,9 +6,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmln_pipeline.grids import Grid, new_image
-from mmln_pipeline.templates import EMBEDDED, load_template, template_name
-from mmln_pipeline.volumes import looks_skull_stripped, network_grid, save_image
+from mmln_pipeline.atlas.templates import EMBEDDED, load_template, template_name
+from mmln_pipeline.images.volumes import looks_skull_stripped, network_grid, save_image
+from mmln_pipeline.space.grids import Grid, new_image
 
 
 @pytest.fixture

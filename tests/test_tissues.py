@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmln_pipeline.tissues import REACH, depth_map, tissue_maps
+from mmln_pipeline.network.tissues import REACH, depth_map, tissue_maps
 
 
 @pytest.fixture

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from mmln_pipeline import TopologyError, register, registration, topology, weights
+from mmln_pipeline import TopologyError, register, weights
+from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.execution import _find_cause
-from mmln_pipeline.bids_app.parser import parse_args
 from mmln_pipeline.cli import main
-from mmln_pipeline.fields import cell_volumes, integrate, jacobian_determinant, ndv, resize_image, taper
-from mmln_pipeline.grids import Grid
+from mmln_pipeline.fields import topology
+from mmln_pipeline.fields.topology import FLOOR, enforce
+from mmln_pipeline.fields.warping import cell_volumes, integrate, jacobian_determinant, ndv, resize_image, taper
 from mmln_pipeline.interfaces import MMLNRegistration
-from mmln_pipeline.topology import FLOOR, enforce
+from mmln_pipeline.registration import steps
+from mmln_pipeline.space.grids import Grid
 
 SHAPE = (24, 28, 32)
 
@@ -129,7 +131,7 @@ def pair(monkeypatch, tmp_path):
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "brain.nii.gz")
     card = {"name": "folding", "sha256": "0" * 64, "network": {}}
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Folding(), card))
-    monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, affine))
+    monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, affine))
     return str(tmp_path / "brain.nii.gz"), str(tmp_path / "brain.nii.gz")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmln_pipeline.fields import warp
+from mmln_pipeline.fields.warping import warp
 from mmln_pipeline.training import train
 from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config

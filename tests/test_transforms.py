@@ -16,8 +16,8 @@ from nitransforms.resampling import apply as nitransforms_apply
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline.grids import Grid, new_image
-from mmln_pipeline.transforms import (
+from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.transforms import (
     DisplacementField,
     Transform,
     displacement_from_voxels,

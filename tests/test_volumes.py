@@ -10,9 +10,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline.files import atomic_path, write_text
-from mmln_pipeline.grids import GRID_AXES, GRID_SHAPE, Grid, new_image
-from mmln_pipeline.volumes import (
+from mmln_pipeline.images.volumes import (
     brain_mask,
     conform,
     correct_bias,
@@ -23,6 +21,8 @@ from mmln_pipeline.volumes import (
     normalize_intensity,
     save_image,
 )
+from mmln_pipeline.machine.files import atomic_path, write_text
+from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, new_image
 
 SHAPE = (7, 8, 9)
 

@@ -6,9 +6,9 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
 
-from mmln_pipeline.grids import Grid
-from mmln_pipeline.transforms import Transform
-from mmln_pipeline.within_subject import build_reference, combine_masks
+from mmln_pipeline.linear.reference import build_reference, combine_masks
+from mmln_pipeline.space.grids import Grid
+from mmln_pipeline.space.transforms import Transform
 
 SHAPE = (24, 28, 32)
 

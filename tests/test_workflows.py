@@ -12,7 +12,8 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline import interfaces, workflows
-from mmln_pipeline.atlases import TemplateSource
+from mmln_pipeline.atlas.sources import TemplateSource
+from mmln_pipeline.derivatives import filenames, sidecars
 from mmln_pipeline.workflows import (
     Provenance,
     Scan,
@@ -27,8 +28,6 @@ from mmln_pipeline.workflows import (
     init_registration_wf,
     init_single_subject_wf,
     init_template_wf,
-    outputs,
-    sidecars,
     write_boilerplate,
 )
 
@@ -216,7 +215,7 @@ def test_gpu_node_is_counted():
 
 
 def test_derivative_names():
-    paths = outputs.derivative_paths(FULL, "TPL", "tissue")
+    paths = filenames.derivative_paths(FULL, "TPL", "tissue")
     head = "sub-01/ses-02/anat/sub-01_ses-02_run-1"
     assert paths["forward_xfm"] == f"{head}_from-T1w_to-TPL_mode-image_xfm.h5"
     assert paths["inverse_xfm"] == f"{head}_from-TPL_to-T1w_mode-image_xfm.h5"
@@ -232,11 +231,11 @@ def test_derivative_names():
     assert paths["lesion_std"] == f"{head}_space-TPL_label-lesion_mask.nii.gz"
     assert len(paths) == 12
     own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std"}
-    assert set(paths) - set(outputs.derivative_paths(PLAIN, "TPL")) == own
-    several = outputs.derivative_paths(FULL, "TPL", "tissue", several=True)
+    assert set(paths) - set(filenames.derivative_paths(PLAIN, "TPL")) == own
+    several = filenames.derivative_paths(FULL, "TPL", "tissue", several=True)
     assert several["qc_json"] == f"{head}_space-TPL_desc-registration_qc.json"
     assert {key for key in paths if paths[key] != several[key]} == {"qc_json", "qc_tsv"}
-    fused = outputs.fused_paths(FULL, has_dseg=True)
+    fused = filenames.fused_paths(FULL, has_dseg=True)
     assert fused["fused_dseg"] == f"{head}_space-T1w_seg-fused_dseg.nii.gz"
     assert fused["fused_volumes"] == f"{head}_space-T1w_seg-fused_volumes.tsv"
     assert fused["fused_qc"] == f"{head}_space-T1w_seg-fused_qc.json"
@@ -244,7 +243,7 @@ def test_derivative_names():
 
 def test_sidecars():
     content = sidecars.sidecars(FULL, PROVENANCE, "tissue")
-    paths = outputs.derivative_paths(FULL, "TPL", "tissue")
+    paths = filenames.derivative_paths(FULL, "TPL", "tissue")
     t1w = "bids:raw:sub-01/ses-02/anat/sub-01_ses-02_run-1_T1w.nii.gz"
     assert content["t1w_std"]["Sources"] == [t1w, f"bids::{paths['forward_xfm']}"]
     assert content["t1w_std"]["SkullStripped"] is True

@@ -7,11 +7,11 @@ import nibabel as nb
 import numpy as np
 import pytest
 
-from mmln_pipeline import volumes
+from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
-from mmln_pipeline.bids_app.parser import parse_args
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.network import MMLN, NetworkConfig
+from mmln_pipeline.images import volumes
+from mmln_pipeline.network.model import MMLN, NetworkConfig
 from mmln_pipeline.weights import save_model
 
 SHAPE = (24, 28, 32)

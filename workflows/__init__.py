@@ -2,20 +2,20 @@
 
 # The interfaces come first: they switch off Nipype's network access before Nipype is imported.
 from mmln_pipeline import interfaces  # noqa: F401
-from mmln_pipeline.workflows.alignment import init_alignment_wf
-from mmln_pipeline.workflows.base import init_mmln_wf
-from mmln_pipeline.workflows.derivatives import init_derivatives_wf
-from mmln_pipeline.workflows.evaluation import init_evaluation_wf
-from mmln_pipeline.workflows.fusion import init_fusion_wf
+from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.derivatives.sidecars import Provenance
+from mmln_pipeline.derivatives.targets import Target, fused_targets, targets_of
+from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
+from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
+from mmln_pipeline.workflows.evaluation_wf import init_evaluation_wf
+from mmln_pipeline.workflows.fusion_wf import init_fusion_wf
 from mmln_pipeline.workflows.methods import collect_methods, write_boilerplate
-from mmln_pipeline.workflows.preproc import init_preproc_wf
-from mmln_pipeline.workflows.reference import init_reference_wf
-from mmln_pipeline.workflows.registration import init_registration_wf
-from mmln_pipeline.workflows.scans import Scan
-from mmln_pipeline.workflows.sidecars import Provenance
-from mmln_pipeline.workflows.single_subject import init_single_subject_wf
-from mmln_pipeline.workflows.targets import Target, fused_targets, targets_of
-from mmln_pipeline.workflows.template import init_template_wf
+from mmln_pipeline.workflows.mmln_wf import init_mmln_wf
+from mmln_pipeline.workflows.preproc_wf import init_preproc_wf
+from mmln_pipeline.workflows.reference_wf import init_reference_wf
+from mmln_pipeline.workflows.registration_wf import init_registration_wf
+from mmln_pipeline.workflows.single_subject_wf import init_single_subject_wf
+from mmln_pipeline.workflows.template_wf import init_template_wf
 
 __all__ = [
     "Provenance",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pygraphviz
 
 from mmln_pipeline import workflows
-from mmln_pipeline.atlases import TemplateSource
-from mmln_pipeline.qc import CHECKS
+from mmln_pipeline.atlas.sources import TemplateSource
+from mmln_pipeline.scores.quality import CHECKS
 from mmln_pipeline.workflows import Provenance, Scan, Target
 
 FOLDER = "_build/generated"

@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         input, 130 interrupted.
     """
     from mmln_pipeline.cli.parser import build_parser
-    from mmln_pipeline.result import TopologyError
+    from mmln_pipeline.registration.result import TopologyError
 
     options = build_parser().parse_args(argv)
     try:

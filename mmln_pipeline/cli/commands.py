@@ -16,8 +16,8 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz")
 def run_register(options: argparse.Namespace) -> None:
     """Register a pair and write the results."""
     from mmln_pipeline.cli.stages import show_stages
-    from mmln_pipeline.register import register
-    from mmln_pipeline.result import QualityWarning, check_output_dir
+    from mmln_pipeline.registration.api import register
+    from mmln_pipeline.registration.result import QualityWarning, check_output_dir
 
     folder = check_output_dir(options.output_dir)
     with show_stages() as progress, warnings.catch_warnings():
@@ -51,8 +51,8 @@ def run_register(options: argparse.Namespace) -> None:
 
 def run_apply(options: argparse.Namespace) -> None:
     """Resample an image through a transform onto a reference grid."""
-    from mmln_pipeline import volumes
-    from mmln_pipeline.transforms import read_transform
+    from mmln_pipeline.images import volumes
+    from mmln_pipeline.space.transforms import read_transform
 
     output = _check_output_file(options.output, IMAGE_SUFFIXES, "--output")
     load = volumes.load_labels if options.interpolation == "label" else volumes.load_image
@@ -65,9 +65,11 @@ def run_apply(options: argparse.Namespace) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Score a transform and write the scores."""
-    from mmln_pipeline import __version__, evaluation, inputs
-    from mmln_pipeline.files import write_text
-    from mmln_pipeline.transforms import read_transform
+    from mmln_pipeline import __version__
+    from mmln_pipeline.machine.files import write_text
+    from mmln_pipeline.registration import pair as inputs
+    from mmln_pipeline.scores import evaluation
+    from mmln_pipeline.space.transforms import read_transform
 
     start = time.perf_counter()
     output = _check_output_file(options.output, (".json",), "--output")
@@ -97,7 +99,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 def run_train(options: argparse.Namespace) -> None:
     """Train from a configuration file."""
     from mmln_pipeline import training
-    from mmln_pipeline.devices import resolve_device
+    from mmln_pipeline.machine.devices import resolve_device
 
     if not Path(options.config).is_file():
         raise FileNotFoundError(f"Configuration '{options.config}' is not a file; give the path of a TOML file.")
@@ -147,7 +149,7 @@ def _flat(value: Any) -> str:
 
 def _print_scores(scores: dict[str, Any]) -> None:
     """Print the scores that are there, one a line, and a warning where the quality check did not pass."""
-    from mmln_pipeline.result import describe_doubt
+    from mmln_pipeline.registration.result import describe_doubt
 
     if scores["dice"] is not None:
         count = len(scores["dice_per_label"])

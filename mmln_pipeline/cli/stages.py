@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmln_pipeline.result import Progress as StageCallback
+from mmln_pipeline.registration.result import Progress as StageCallback
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def show_stages() -> Iterator[StageCallback]:
     Yields
     ------
     callable
-        See `mmln_pipeline.result.Progress`.
+        See `mmln_pipeline.registration.result.Progress`.
     """
     if not sys.stderr.isatty():
         yield _print_line

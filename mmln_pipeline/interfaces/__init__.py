@@ -7,9 +7,8 @@ import os
 
 os.environ.setdefault("NIPYPE_NO_ET", "1")
 
-from mmln_pipeline.interfaces.atlases import FuseLabels, MeasureVolumes, PlotLabels, ScoreLabels
-from mmln_pipeline.interfaces.derivatives import SaveDerivative
-from mmln_pipeline.interfaces.evaluation import EvaluateRegistration, PlotRegistration
+from mmln_pipeline.interfaces.brain_extraction import BrainExtraction, SynthStrip
+from mmln_pipeline.interfaces.mmln import ApplyMMLNTransform, MMLNRegistration
 from mmln_pipeline.interfaces.preprocessing import (
     AffineInit,
     ConformGrid,
@@ -17,9 +16,10 @@ from mmln_pipeline.interfaces.preprocessing import (
     LoadTemplate,
     NormalizeIntensity,
 )
-from mmln_pipeline.interfaces.reference import SubjectReference
-from mmln_pipeline.interfaces.registration import ApplyMMLNTransform, MMLNRegistration
-from mmln_pipeline.interfaces.skullstrip import BrainExtraction, SynthStrip
+from mmln_pipeline.interfaces.saving import SaveDerivative
+from mmln_pipeline.interfaces.scoring import EvaluateRegistration, PlotRegistration
+from mmln_pipeline.interfaces.segmentation import FuseLabels, MeasureVolumes, PlotLabels, ScoreLabels
+from mmln_pipeline.interfaces.subject_reference import SubjectReference
 
 __all__ = [
     "AffineInit",

@@ -45,8 +45,8 @@ class LoadTemplate(SimpleInterface):
     output_spec = _LoadTemplateOutputSpec
 
     def _run_interface(self, runtime):
-        from mmln_pipeline.templates import load_template
-        from mmln_pipeline.volumes import save_image
+        from mmln_pipeline.atlas.templates import load_template
+        from mmln_pipeline.images.volumes import save_image
 
         template = load_template(self.inputs.template, optional(self.inputs.dseg), optional(self.inputs.mask))
         for key in ("image", "mask", "dseg"):
@@ -75,7 +75,8 @@ class CorrectBias(SimpleInterface):
     output_spec = _CorrectBiasOutputSpec
 
     def _run_interface(self, runtime):
-        from mmln_pipeline import devices, volumes
+        from mmln_pipeline.images import volumes
+        from mmln_pipeline.machine import devices
 
         start = time.perf_counter()
         image = volumes.load_image(self.inputs.in_file, name="T1w")
@@ -112,8 +113,8 @@ class AffineInit(SimpleInterface):
     output_spec = _AffineInitOutputSpec
 
     def _run_interface(self, runtime):
-        from mmln_pipeline import devices
-        from mmln_pipeline.transforms import save_affine
+        from mmln_pipeline.machine import devices
+        from mmln_pipeline.space.transforms import save_affine
 
         start = time.perf_counter()
         with devices.itk_threads(self.inputs.num_threads):
@@ -124,8 +125,8 @@ class AffineInit(SimpleInterface):
         return runtime
 
     def _estimate(self):
-        from mmln_pipeline.affine import estimate_affine
-        from mmln_pipeline.volumes import load_image
+        from mmln_pipeline.images.volumes import load_image
+        from mmln_pipeline.linear.affine import estimate_affine
 
         images = {}
         for key in ("fixed", "moving", "fixed_mask", "moving_mask", "moving_lesion"):
@@ -153,8 +154,8 @@ class ConformGrid(SimpleInterface):
     output_spec = _ConformGridOutputSpec
 
     def _run_interface(self, runtime):
-        from mmln_pipeline import volumes
-        from mmln_pipeline.affine import load_affine
+        from mmln_pipeline.images import volumes
+        from mmln_pipeline.linear.affine import load_affine
 
         image = volumes.load_image(self.inputs.in_file, name="image")
         reference, mask = optional(self.inputs.reference), optional(self.inputs.reference_mask)
@@ -185,8 +186,8 @@ class NormalizeIntensity(SimpleInterface):
     output_spec = _NormalizeIntensityOutputSpec
 
     def _run_interface(self, runtime):
-        from mmln_pipeline import volumes
-        from mmln_pipeline.grids import new_image
+        from mmln_pipeline.images import volumes
+        from mmln_pipeline.space.grids import new_image
 
         image = volumes.load_image(self.inputs.in_file, name="image")
         mask = optional(self.inputs.in_mask)

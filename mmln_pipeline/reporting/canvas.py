@@ -16,7 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mmln_pipeline.files import write_text
+from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting.mosaic import Mosaic
 
 WIDTH_IN = 10.0

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from nibabel.spatialimages import SpatialImage
 
-from mmln_pipeline.files import write_text
+from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting.canvas import STYLE, Canvas, tidy_svg
 from mmln_pipeline.reporting.mosaic import lay_out
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mmln_pipeline.qc import VERDICTS
-from mmln_pipeline.reporting.scores import MISSING, SCORES, Score, leaves, write_number
-from mmln_pipeline.statistics import robust_distances
+from mmln_pipeline.group.statistics import robust_distances
+from mmln_pipeline.reporting.shown_scores import MISSING, SCORES, Score, leaves, write_number
+from mmln_pipeline.scores.quality import VERDICTS
 
 Value = float | int | str | None
 MIN_SCANS = 5

@@ -14,8 +14,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mmln_pipeline import __version__
-from mmln_pipeline.files import write_text
-from mmln_pipeline.reporting import scores
+from mmln_pipeline.machine.files import write_text
+from mmln_pipeline.reporting import shown_scores
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, scan_ranges
 from mmln_pipeline.reporting.record import FUSED_ENDING, done_rows, machine_rows, read_records
 
@@ -213,25 +213,27 @@ def _summary(
     facts["Software"] = "mmln-pipeline " + (", ".join(software) or __version__)
     facts |= {str(name): str(value) for name, value in extra.items()}
     verdicts = [{"name": stem, **content["qc"]} for stem, content in sorted(qc.items()) if content.get("qc")]
-    columns, rows = scores.glance_rows(dict(sorted(qc.items())))
+    columns, rows = shown_scores.glance_rows(dict(sorted(qc.items())))
     machine = machine_rows(qc.values())
-    return _macros().summary(list(facts.items()), verdicts, scores.ADVICE, columns, rows, machine, len(failures))
+    return _macros().summary(list(facts.items()), verdicts, shown_scores.ADVICE, columns, rows, machine, len(failures))
 
 
 def _scores(stem: str, qc: Mapping[str, Any], group: Mapping[str, Mapping[str, Any]]) -> str:
     """Render the scores of one image, among those of its group."""
     peers = {name: content for name, content in group.items() if content.get("template") == qc.get("template")}
     table = GroupTable({name: flatten(content) for name, content in (peers | {stem: qc}).items()})
-    rows = scores.score_rows(qc, scan_ranges(table, stem))
-    columns, labels = scores.label_rows(qc)
-    return _macros().scores(rows, len(table.rows), labels, columns, scores.second_rows(qc), scores.other_rows(qc))
+    rows = shown_scores.score_rows(qc, scan_ranges(table, stem))
+    columns, labels = shown_scores.label_rows(qc)
+    return _macros().scores(
+        rows, len(table.rows), labels, columns, shown_scores.second_rows(qc), shown_scores.other_rows(qc)
+    )
 
 
 def _fused(record: Mapping[str, Any]) -> str:
     """Render the scores of fused labels."""
     atlases = [("Atlases", ", ".join(record.get("atlases") or []))]
-    rows = [(row["name"], row["after"]) for row in scores.score_rows(record)]
-    columns, labels = scores.label_rows(record)
+    rows = [(row["name"], row["after"]) for row in shown_scores.score_rows(record)]
+    columns, labels = shown_scores.label_rows(record)
     return _macros().fused(atlases + rows, labels, columns)
 
 

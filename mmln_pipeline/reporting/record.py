@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmln_pipeline.atlases import FUSED
-from mmln_pipeline.qc import is_number
-from mmln_pipeline.reporting.scores import write_number
+from mmln_pipeline.atlas.sources import FUSED
+from mmln_pipeline.reporting.shown_scores import write_number
+from mmln_pipeline.scores.quality import is_number
 
 Record = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mmln_pipeline.fields import exponentiate, resize_field, resize_image, warp
+from mmln_pipeline.fields.warping import exponentiate, resize_field, resize_image, warp
+from mmln_pipeline.images.volumes import normalize_intensity
 from mmln_pipeline.training.config import DataConfig
-from mmln_pipeline.volumes import normalize_intensity
 
 KNOT = 8
 """Voxels between the knots of a smooth random field."""

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mmln_pipeline.losses import SIMILARITIES
-from mmln_pipeline.network import NetworkConfig
+from mmln_pipeline.network.losses import SIMILARITIES
+from mmln_pipeline.network.model import NetworkConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -86,7 +86,7 @@ class LossConfig:
     Parameters
     ----------
     similarity : {"global", "local", "local+global"}
-        See ``mmln_pipeline.losses.similarity_loss``.
+        See ``mmln_pipeline.network.losses.similarity_loss``.
     window : int or sequence of int
         Edge in voxels of the local similarity's window; of several windows, the mean counts.
     smoothing : float or sequence of float
@@ -94,7 +94,7 @@ class LossConfig:
     volume : float
         Weight of the mean squared logarithm of the whole map's volume change so far.
     tissue : float
-        Weight of one minus the soft Dice over the brightness classes of ``mmln_pipeline.tissues.tissue_maps``.
+        Weight of one minus the soft Dice over the brightness classes of ``mmln_pipeline.network.tissues.tissue_maps``.
     dice : float
         Weight of one minus the soft Dice over the 28 structures, for pairs with labels; 0 trains without labels.
     cortex : float

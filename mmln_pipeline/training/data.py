@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmln_pipeline.fields import downsample
+from mmln_pipeline.fields.warping import downsample
 from mmln_pipeline.training.augmentation import augment, deform
 from mmln_pipeline.training.config import DataConfig, DatasetConfig
 
@@ -262,10 +262,8 @@ def _split(folder: Path, split: str) -> set[tuple[str, str]]:
 
 def _pack_volume(source: Source, template_name: str, folder: Path) -> None:
     """Preprocess one scan into the pack, unless it is there already."""
-    from mmln_pipeline.affine import estimate_affine
-    from mmln_pipeline.files import atomic_path
-    from mmln_pipeline.templates import load_template
-    from mmln_pipeline.volumes import (
+    from mmln_pipeline.atlas.templates import load_template
+    from mmln_pipeline.images.volumes import (
         brain_mask,
         conform,
         correct_bias,
@@ -274,6 +272,8 @@ def _pack_volume(source: Source, template_name: str, folder: Path) -> None:
         network_grid,
         normalize_intensity,
     )
+    from mmln_pipeline.linear.affine import estimate_affine
+    from mmln_pipeline.machine.files import atomic_path
 
     path = folder / f"{source.name}.npz"
     fingerprint = hashlib.sha256((RECIPE + template_name).encode() + source.image.read_bytes()).hexdigest()

@@ -17,11 +17,11 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from mmln_pipeline.devices import has_fast_bfloat16, kept_memory, resolve_device
-from mmln_pipeline.fields import Window
-from mmln_pipeline.files import atomic_path, write_text
-from mmln_pipeline.network import MMLN, LevelOutput
-from mmln_pipeline.progress import progress_bar
+from mmln_pipeline.fields.warping import Window
+from mmln_pipeline.machine.devices import has_fast_bfloat16, kept_memory, resolve_device
+from mmln_pipeline.machine.files import atomic_path, write_text
+from mmln_pipeline.machine.progress import progress_bar
+from mmln_pipeline.network.model import MMLN, LevelOutput
 from mmln_pipeline.training.config import StageConfig, TrainConfig, load_config
 from mmln_pipeline.training.data import TrainingPair, build_pack, draw_pair, load_pack
 from mmln_pipeline.training.objective import RunObjective

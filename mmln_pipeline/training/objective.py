@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmln_pipeline.fields import Window, crop, downsample, halve_window, resize_field, warp
-from mmln_pipeline.labels import load_label_table, structures28
-from mmln_pipeline.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
-from mmln_pipeline.network import MMLN, LevelOutput
-from mmln_pipeline.tissues import tissue_maps
+from mmln_pipeline.atlas.labels import load_label_table, structures28
+from mmln_pipeline.fields.warping import Window, crop, downsample, halve_window, resize_field, warp
+from mmln_pipeline.network.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
+from mmln_pipeline.network.model import MMLN, LevelOutput
+from mmln_pipeline.network.tissues import tissue_maps
 from mmln_pipeline.training.config import TrainConfig
 
 CORTEX = 100

@@ -6,10 +6,10 @@ import statistics
 
 import torch
 
-from mmln_pipeline.fields import jacobian_determinant, resize_field, warp
-from mmln_pipeline.labels import structures28
-from mmln_pipeline.metrics import dice, folding_percent, label_mean, sdlogj, tc
-from mmln_pipeline.network import MMLN
+from mmln_pipeline.atlas.labels import structures28
+from mmln_pipeline.fields.warping import jacobian_determinant, resize_field, warp
+from mmln_pipeline.network.model import MMLN
+from mmln_pipeline.scores.metrics import dice, folding_percent, label_mean, sdlogj, tc
 from mmln_pipeline.training.data import Volume, validation_pairs
 
 

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mmln_pipeline.files import atomic_path, write_text
-from mmln_pipeline.network import MMLN, NetworkConfig
+from mmln_pipeline.machine.files import atomic_path, write_text
+from mmln_pipeline.network.model import MMLN, NetworkConfig
 
 FOLDER = Path(__file__).parent
 

@@ -1,0 +1,237 @@
+"""Participant level: check everything, run one workflow for all scans, write reports, name who failed."""
+
+import shutil
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline import __version__
+from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method, read_plugin
+from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files, write_report
+from mmln_pipeline.bids_app.execution import Failure, run_workflow
+from mmln_pipeline.bids_app.finished import find_doubts
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.layout import find_scans
+from mmln_pipeline.bids_app.template_option import drop_templates
+from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.reporting.record import read_records
+from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
+
+NETWORK_GB = 5.0
+"""Memory that the network is taken to need, GB."""
+
+
+def run_participants(config: Config) -> int:
+    """Check the settings, then do what they ask for.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+
+    Returns
+    -------
+    int
+        0: all subjects done; 1: some failed.
+
+    Raises
+    ------
+    UsageError
+        The settings or the input are wrong; nothing was written.
+    """
+    check_paths(config)
+    check_output_dataset(config.output_dir)
+    plugin = read_plugin(config.use_plugin) if config.use_plugin else None
+    scans, skipped = find_scans(config)
+    method = prepare_method(config)
+    scans, templates = drop_templates(config, scans, method.targets)
+    skipped |= templates
+    if config.dry_run:
+        print(describe_plan(config, method, scans, skipped))
+        return 0
+    for name, reason in skipped.items():
+        print(f"{name}: skipped, {reason}")
+    if config.reports_only:
+        return finish(config, method, scans, {})
+
+    workflow = build_workflow(config, method, scans)
+    if config.clean_workdir:
+        shutil.rmtree(Path(workflow.base_dir) / workflow.name, ignore_errors=True)
+    write_dataset_files(config, method, write_boilerplate(workflow))
+    if config.boilerplate_only:
+        print(config.output_dir / filenames.CITATION)
+        return 0
+    if config.write_graph:
+        drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
+        print(workflow.write_graph(graph2use="colored", simple_form=True, format=drawn))
+    return finish(config, method, scans, run_workflow(workflow, config, scans, plugin))
+
+
+def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.Workflow:
+    """Build the workflow of a run.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    scans : sequence of Scan
+        The scans to register.
+
+    Returns
+    -------
+    Workflow
+        With the work directory as its base.
+    """
+    workflow = init_mmln_wf(
+        scans=scans,
+        output_dir=config.output_dir,
+        provenance=method.provenance,
+        targets=method.targets,
+        skull_strip=config.skull_strip,
+        bias_correction=config.bias_correction,
+        init=config.init,
+        model=config.model,
+        refine=config.refine,
+        topology=config.topology,
+        device=method.device,
+        omp_nthreads=config.omp_nthreads,
+        mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
+        random_seed=config.random_seed,
+        name=f"mmln_{__version__.replace('.', '_')}_wf",
+    )
+    workflow.base_dir = str(config.work_dir)
+    return workflow
+
+
+def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapping[str, Failure]) -> int:
+    """Write the reports, say what came of each scan, and return the exit code.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    scans : sequence of Scan
+        The scans of the run.
+    failures : mapping of str to Failure
+        What went wrong, by the name of the scan's workflow.
+
+    Returns
+    -------
+    int
+        0: all done; 1: some failed.
+    """
+    failed = {}
+    for scan in scans:
+        failure = failures.get(scan.workflow_name) or find_missing(config.output_dir, method, scan)
+        if failure:
+            failed[scan.stem] = failure
+    done = len(scans) - len(failed)
+    records = read_records(config.output_dir)
+    for subject in dict.fromkeys(scan.subject for scan in scans):
+        own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
+        try:
+            write_report(config, subject, [failure.crash_file or failure.cause for failure in own], records)
+        except Exception as error:  # one report must not cost the others theirs
+            if config.verbose:
+                traceback.print_exc()
+            failed[filenames.report_name(subject)] = Failure(f"{type(error).__name__}: {error}")
+    print(f"{done} of {len(scans)} images done: {config.output_dir}")
+    for name, doubt in find_doubts(records, [scan for scan in scans if scan.stem not in failed]):
+        print(f"{name}: {doubt}", file=sys.stderr)
+    for name, failure in failed.items():
+        record = f" ({failure.crash_file})" if failure.crash_file else ""
+        print(f"{name}: FAILED: {failure.cause}{record}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def find_missing(output_dir: Path, method: Method, scan: Scan) -> Failure | None:
+    """Return a failure that names the first derivative that is not there, or None.
+
+    Parameters
+    ----------
+    output_dir : Path
+        Root of the derivative dataset.
+    method : Method
+        Templates and atlases.
+    scan : Scan
+        The scan.
+
+    Returns
+    -------
+    Failure or None
+    """
+    for path in _list_results(method, scan):
+        if not (output_dir / path).is_file():
+            return Failure(f"not finished: {path} is missing")
+    return None
+
+
+def _list_results(method: Method, scan: Scan) -> list[str]:
+    """List the files that a scan is to have in the end."""
+    targets = targets_of(scan, method.targets)
+    several = len(method.targets) > 1
+    paths = [filenames.derivative_paths(scan, target.name, target.atlas, several=several) for target in targets]
+    if fused_targets(targets):
+        paths.append(filenames.fused_paths(scan, scan.has("dseg")))
+    return list(dict.fromkeys(path for own in paths for path in own.values()))
+
+
+def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped: Mapping[str, str]) -> str:
+    """Say what would run, with the files and the reasons.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    scans : sequence of Scan
+        The scans of the run.
+    skipped : mapping of str to str
+        Subjects and sessions that are left out, and why.
+
+    Returns
+    -------
+    str
+        Lines for the terminal.
+    """
+    atlases = ", ".join(target.atlas for target in method.targets if target.atlas)
+    labels = f"labels {atlases}" if atlases else "no labels"
+    lines = [
+        f"Would register {len(scans)} images to {method.template} ({labels}) with model"
+        f" {method.provenance.model} on {method.device}, {config.nprocs} processors, {config.mem_gb:g} GB:"
+    ]
+    for scan in scans:
+        missing = find_missing(config.output_dir, method, scan)
+        state = missing.cause if missing else "finished before"
+        lines += [
+            f"{scan.stem}: {_list_files(scan, 't1w')}",
+            f"  mask: {_list_files(scan, 'mask') or _describe_stripping(config, method)}",
+            f"  labels: {_list_files(scan, 'dseg') or 'none given'}",
+            *([f"  lesion mask: {_list_files(scan, 'lesion')}"] if scan.has("lesion") else []),
+            *([f"  reference: average of {len(scan.images)} images, {scan.reference}"] if scan.others else []),
+            f"  results: {config.output_dir / scan.folder} ({state})",
+        ]
+    lines += [f"{name}: skipped, {reason}" for name, reason in skipped.items()]
+    return "\n".join(lines)
+
+
+def _describe_stripping(config: Config, method: Method) -> str:
+    """Say what finds the brain of an image without a mask."""
+    found = {
+        "auto": f"the image's own where it is stripped, else {method.stripper}",
+        "skip": "the image's own",
+    }
+    return f"none given: {found.get(config.skull_strip, method.stripper)} (--skull-strip {config.skull_strip})"
+
+
+def _list_files(scan: Scan, kind: str) -> str:
+    """List what the images of a scan have of one kind."""
+    return ", ".join(str(getattr(image, kind)) for image in scan.images if getattr(image, kind))

@@ -1,0 +1,176 @@
+"""The templates of a run: what `--template` and its companions name, loaded once to check all before any work."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mmln_pipeline.atlas.sources import FUSED, TemplateSource, read_template_table
+from mmln_pipeline.atlas.templates import Template, labels_name, template_name
+from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.layout import find_scans
+from mmln_pipeline.workflows import Scan, Target, fused_targets, targets_of
+
+SUBJECT = re.compile(r"sub-([0-9a-zA-Z]+)(?:_ses-([0-9a-zA-Z]+))?")
+
+
+def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
+    """Find the templates of a run and load each of them, to check it.
+
+    Parameters
+    ----------
+    config : Config
+        Settings whose paths are checked.
+
+    Returns
+    -------
+    targets : tuple of Target
+        What scans are registered to.
+    tables : dict of str to str
+        Label table of each atlas that has one, as the text of a TSV.
+
+    Raises
+    ------
+    UsageError
+        A template is unknown, missing or no brain, its mask or labels do not fit it, or atlases contradict
+        each other.
+    """
+    try:
+        sources = _list_sources(config)
+        templates = [source.load() for source in sources]
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+    is_own = config.template_dseg is not None or config.template.endswith(".tsv") or _is_subject(config)
+    targets = tuple(_to_target(source, template, is_own) for source, template in zip(sources, templates, strict=True))
+    tables = {template.dseg_name: template.dseg_table for template in templates if template.dseg_table is not None}
+    if fused_targets(targets):
+        tables[FUSED] = _join_tables(tables)
+    return targets, {str(name): _to_text(table) for name, table in tables.items() if table is not None}
+
+
+def drop_templates(
+    config: Config, scans: Sequence[Scan], targets: Sequence[Target]
+) -> tuple[list[Scan], dict[str, str]]:
+    """Leave out scans that are the only template themselves.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    scans : sequence of Scan
+        What was found.
+    targets : sequence of Target
+        The templates.
+
+    Returns
+    -------
+    scans : list of Scan
+        Those with something to register to.
+    skipped : dict of str to str
+        The others, and why they are left out.
+
+    Raises
+    ------
+    UsageError
+        None is left.
+    """
+    kept = [scan for scan in scans if targets_of(scan, targets)]
+    if not kept:
+        raise UsageError(f"--template {config.template}: is the only image asked for: nothing is left to register")
+    return kept, {scan.stem: "is the template" for scan in scans if scan not in kept}
+
+
+def _is_subject(config: Config) -> bool:
+    return config.template.startswith("sub-") and not Path(config.template).is_file()
+
+
+def _list_sources(config: Config) -> list[TemplateSource]:
+    """Read what the options say."""
+    if config.template.endswith(".tsv"):
+        for name in ("template_mask", "template_dseg"):
+            if getattr(config, name):
+                option = name.replace("_", "-")
+                column = name.removeprefix("template_")
+                raise UsageError(f"--{option}: expected as the column {column} of {config.template}, found an option")
+        return read_template_table(config.template)
+    source = _subject_source(config) if _is_subject(config) else TemplateSource(config.template)
+    given = {"mask": config.template_mask, "dseg": config.template_dseg}
+    given = {name: path for name, path in given.items() if path is not None}
+    if "dseg" in given:
+        given["dseg_name"] = None
+    return [replace(source, **given)]
+
+
+def _subject_source(config: Config) -> TemplateSource:
+    """Find the image of the dataset that is the template, with its mask and labels."""
+    found = SUBJECT.fullmatch(config.template)
+    if found is None:
+        raise UsageError(f"--template {config.template}: expected sub-LABEL or sub-LABEL_ses-LABEL, letters and digits")
+    subject, session = found.groups()
+    folder = config.bids_dir / f"sub-{subject}" / (f"ses-{session}" if session else "")
+    if not folder.is_dir():
+        raise UsageError(f"--template {config.template}: no such subject or session: no folder {folder}")
+    asked = replace(
+        config, participant_label=(subject,), session_label=(session,) if session else (), lesion_mask="skip"
+    )
+    image = find_scans(asked)[0][0].images[0]
+    name = template_name(config.template)
+    dseg_name = labels_name(image.dseg, name) if image.dseg else None
+    return TemplateSource(str(image.t1w), image.mask, image.dseg, name=name, dseg_name=dseg_name)
+
+
+def _to_target(source: TemplateSource, template: Template, is_own: bool) -> Target:
+    """Describe a loaded template; `is_own`: its labels were given for the scans' sake, and may be compared."""
+    is_file = Path(source.image).is_file()
+    return Target(
+        name=template.name,
+        spatial_reference=Path(source.image).as_uri() if is_file else template.name,
+        source=source,
+        atlas=template.dseg_name,
+        label_names=_names(template.dseg_table),
+        compare_labels=is_own,
+        checksum=_checksum(template),
+    )
+
+
+def _checksum(template: Template) -> str:
+    """Return a checksum of a template's image, mask and labels with their places in the world."""
+    digest = hashlib.sha256()
+    for image in (template.image, template.mask, template.dseg):
+        if image is not None:
+            digest.update(np.ascontiguousarray(image.dataobj).tobytes() + image.affine.tobytes())
+    return digest.hexdigest()
+
+
+def _names(table: pd.DataFrame | None) -> dict[int, str]:
+    """Return the names of labels by their numbers."""
+    if table is None:
+        return {}
+    return {int(index): str(name) for index, name in zip(table["index"], table["name"], strict=True)}
+
+
+def _join_tables(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """Join the tables of several atlases, whose numbers must mean the same."""
+    names: dict[int, str] = {}
+    owner: dict[int, str] = {}
+    for atlas, table in tables.items():
+        for number, name in _names(table).items():
+            if names.setdefault(number, name) != name:
+                raise UsageError(
+                    f"label tables of {owner[number]} and {atlas}: expected one name for label {number}, found "
+                    f"{names[number]!r} and {name!r}: labels of several atlases are fused by their numbers"
+                )
+            owner.setdefault(number, atlas)
+    if not names:
+        return None
+    return pd.DataFrame({"index": sorted(names), "name": [names[number] for number in sorted(names)]})
+
+
+def _to_text(table: pd.DataFrame) -> str:
+    """Write a label table as TSV."""
+    return table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")

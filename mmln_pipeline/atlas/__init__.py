@@ -1,0 +1,1 @@
+"""What templates bring: labels and their tables, templates, tables of several atlases, label fusion."""

@@ -1,0 +1,1 @@
+"""What the BIDS App writes of each image: scans, templates, file names, sidecars."""

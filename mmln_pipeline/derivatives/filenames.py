@@ -1,0 +1,160 @@
+"""Every output name: one scan's derivatives and figures, the group's, and the dataset's files."""
+
+from mmln_pipeline.atlas.sources import FUSED
+from mmln_pipeline.derivatives.scans import Scan
+
+DESCRIPTION = "dataset_description.json"
+BIDSIGNORE = ".bidsignore"
+CITATION = "logs/CITATION.md"
+CONFIG = "logs/mmln-bids.toml"
+CRASHES = "logs/crash"
+RESOURCES = "logs/resource_monitor.json"
+GROUP_TABLE = "group_registration.tsv"
+GROUP_REPORT = "group_registration.html"
+
+# Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms, scores, and the group's
+# table and images. The validator asks about the folder of figures without a final slash.
+BIDSIGNORE_LINES = (
+    *("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),
+    *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
+)
+
+
+def report_name(subject: str) -> str:
+    """Return the name of a subject's report, relative to the output directory."""
+    return f"sub-{subject}.html"
+
+
+def atlas_table_name(atlas: str) -> str:
+    """Return the name of the table that explains an atlas's numbers, relative to the output directory."""
+    return f"seg-{atlas}_dseg.tsv"
+
+
+def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, several: bool = False) -> dict[str, str]:
+    """Name the derivatives of one scan.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan; what it has decides whether `dseg_std`, `lesion_std` and the files of an average are among the files.
+    template : str
+        Name of the template.
+    atlas : str or None, default None
+        Name of the template's labels; None where it has none.
+    several : bool, default False
+        Whether the scan is registered to further templates: then the names of the scores say to which.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by the name of the workflow's output.
+    """
+    head = f"{scan.folder}/{scan.stem}"
+    scored = f"{head}_space-{template}" if several else head
+    paths = {
+        "forward_xfm": f"{head}_from-T1w_to-{template}_mode-image_xfm.h5",
+        "inverse_xfm": f"{head}_from-{template}_to-T1w_mode-image_xfm.h5",
+        "t1w_std": f"{head}_space-{template}_desc-preproc_T1w.nii.gz",
+        "mask_std": f"{head}_space-{template}_desc-brain_mask.nii.gz",
+        "t1w_mask": f"{head}_desc-brain_mask.nii.gz",
+        "log_jacobian": f"{head}_space-{template}_desc-jacobian_T1w.nii.gz",
+        "qc_json": f"{scored}_desc-registration_qc.json",
+        "qc_tsv": f"{scored}_desc-registration_qc.tsv",
+    }
+    if atlas:
+        paths["atlas_dseg"] = f"{head}_space-T1w_seg-{atlas}_dseg.nii.gz"
+        paths["atlas_volumes"] = f"{head}_space-T1w_seg-{atlas}_volumes.tsv"
+    if scan.has("dseg"):
+        paths["dseg_std"] = std_labels_path(scan, template)
+    if scan.has("lesion"):
+        paths["lesion_std"] = f"{head}_space-{template}_label-lesion_mask.nii.gz"
+    if scan.others:
+        paths["t1w_reference"] = f"{head}_desc-preproc_T1w.nii.gz"
+        for number, image in enumerate(scan.images, start=1):
+            paths[f"orig_xfm_{number}"] = f"{image.folder}/{image.stem}_from-orig_to-T1w_mode-image_xfm.h5"
+    return paths
+
+
+def std_labels_path(scan: Scan, template: str) -> str:
+    """Name a scan's own labels on the template's grid, relative to the output directory."""
+    return f"{scan.folder}/{scan.stem}_space-{template}_dseg.nii.gz"
+
+
+def is_of_scan(key: str) -> bool:
+    """Tell whether a derivative is of the scan alone: no template has a part in it.
+
+    Examples
+    --------
+    >>> is_of_scan("t1w_mask"), is_of_scan("mask_std")
+    (True, False)
+    """
+    return key in ("t1w_mask", "t1w_reference") or key.startswith("orig_xfm_")
+
+
+def fused_paths(scan: Scan, has_dseg: bool) -> dict[str, str]:
+    """Name the files of the labels that several atlases vote for.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    has_dseg : bool
+        Whether it has labels of its own to score them against.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by the name of the workflow's output.
+    """
+    head = f"{scan.folder}/{scan.stem}_space-T1w_seg-{FUSED}"
+    paths = {
+        "fused_dseg": f"{head}_dseg.nii.gz",
+        "fused_volumes": f"{head}_volumes.tsv",
+        "fused_figure": f"sub-{scan.subject}/figures/{scan.stem}_space-T1w_seg-{FUSED}_dseg.svg",
+    }
+    return paths | ({"fused_qc": f"{head}_qc.json"} if has_dseg else {})
+
+
+def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[str, str]:
+    """Name the figures of one scan's report.
+
+    Parameters
+    ----------
+    scan, template, atlas
+        As in `derivative_paths`.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by the name of the workflow's output.
+    """
+    head = f"sub-{scan.subject}/figures/{scan.stem}"
+    paths = {
+        "figure_mask": f"{head}_desc-brain_mask.svg",
+        "figure_registration": f"{head}_space-{template}_desc-registration_T1w.svg",
+        "figure_warp": f"{head}_space-{template}_desc-warpgrid_T1w.svg",
+        "figure_jacobian": f"{head}_space-{template}_desc-jacobian_T1w.svg",
+    }
+    if atlas:
+        paths["figure_labels"] = f"{head}_space-T1w_seg-{atlas}_dseg.svg"
+    return paths
+
+
+def group_paths(template: str) -> dict[str, str]:
+    """Name the images of a group.
+
+    Parameters
+    ----------
+    template : str
+        Name of the template.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by what the image is.
+    """
+    return {
+        "mean_t1w": f"space-{template}_desc-mean_T1w.nii.gz",
+        "mean_log_jacobian": f"space-{template}_desc-meanjacobian_T1w.nii.gz",
+        "sd_log_jacobian": f"space-{template}_desc-sdjacobian_T1w.nii.gz",
+    }

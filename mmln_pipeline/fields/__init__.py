@@ -1,0 +1,1 @@
+"""Dense fields in voxels: warping, integrating, folds and their repair."""

@@ -1,0 +1,1 @@
+"""What is worked out over many images: means, agreement of labels, outliers."""

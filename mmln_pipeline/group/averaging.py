@@ -1,0 +1,109 @@
+"""Mean and standard deviation of many images on one grid, with one image in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel import Nifti1Image
+
+from mmln_pipeline.group.statistics import RunningMoments
+from mmln_pipeline.images.volumes import UNREADABLE
+from mmln_pipeline.space.grids import Grid, new_image, on_most_common_grid
+
+_BACKGROUND = 1e-3  # of the largest value: resampling leaves such traces round a brain
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """What many images have in common.
+
+    Attributes
+    ----------
+    names : tuple of str
+        The images that took part.
+    refused : mapping of str to str
+        Why an image did not, by its name.
+    mean : Nifti1Image or None
+        Mean of the images, float32; None where no image took part.
+    sd : Nifti1Image or None
+        Standard deviation (divisor: number of images - 1), float32; None with fewer than two images.
+    support : Nifti1Image or None
+        Share of the images that are not background (above 1/1000 of their largest absolute value), float32 in
+        [0, 1].
+    """
+
+    names: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    mean: Nifti1Image | None = None
+    sd: Nifti1Image | None = None
+    support: Nifti1Image | None = None
+
+
+def average_images(paths: Mapping[str, Path], prepare: Callable[[np.ndarray], np.ndarray] | None = None) -> Average:
+    """Average images that share a grid; those that cannot take part are named, and stop nothing.
+
+    Parameters
+    ----------
+    paths : mapping of str to Path
+        NIfTI files by name. The grid that most of them have is the grid of the average.
+    prepare : callable, optional
+        What is done to each array, float32, shape (I, J, K), before it counts, such as scaling; a ValueError
+        refuses the image.
+
+    Returns
+    -------
+    Average
+        Mean, standard deviation and support on the common grid.
+    """
+    headers, refused = _read_headers(paths)
+    if not headers:
+        return Average(refused=refused)
+    grid = on_most_common_grid(list(headers.values()))
+    moments, support, names = RunningMoments(Grid.of(grid).shape), np.zeros(grid.shape[:3], np.uint32), []
+    for name, image in headers.items():
+        try:
+            array = _read_array(image, grid)
+            array = array if prepare is None else prepare(array)
+            moments.add(array)
+        except UNREADABLE as error:
+            refused[name] = " ".join(str(error).split())
+            continue
+        strength = np.abs(array)
+        support += strength > _BACKGROUND * strength.max()
+        names.append(name)
+    if not names:
+        return Average(refused=refused)
+    sd = new_image(moments.sd.astype(np.float32), grid) if len(names) > 1 else None
+    share = (support / len(names)).astype(np.float32)
+    mean = new_image(moments.mean.astype(np.float32), grid)
+    return Average(tuple(names), refused, mean, sd, new_image(share, grid))
+
+
+def _read_headers(paths: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Open each file without reading its voxels; return the images, and why some are none."""
+    headers: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name, path in paths.items():
+        try:
+            image: Any = nib.load(path)
+            Grid.of(image)
+            headers[name] = image
+        except UNREADABLE as error:
+            refused[name] = f"cannot be read ({' '.join(str(error).split())})"
+    return headers, refused
+
+
+def _read_array(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:
+    """Read an image's voxels, float32, after checking that they lie on the grid and are finite."""
+    if image.shape != grid.shape or not Grid.of(grid).matches(image):
+        raise ValueError(f"lies on another grid {image.shape} than most images {grid.shape}")
+    array = np.asanyarray(image.dataobj, dtype=np.float32)
+    n_bad = array.size - np.count_nonzero(np.isfinite(array))
+    if n_bad:
+        raise ValueError(f"{n_bad} of {array.size} voxels are NaN or infinite")
+    return array

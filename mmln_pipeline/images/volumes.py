@@ -1,0 +1,397 @@
+"""Images in and out, and what is done to them before a registration: checks, masks, grids and intensities."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from nibabel import Nifti1Image
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from scipy import ndimage
+
+from mmln_pipeline.machine.files import atomic_path
+from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, check_affine, new_image
+from mmln_pipeline.space.transforms import Transform, to_sitk_image
+
+__all__ = [
+    "GRID_AXES",
+    "GRID_SHAPE",
+    "Grid",
+    "brain_mask",
+    "conform",
+    "correct_bias",
+    "load_image",
+    "load_labels",
+    "looks_skull_stripped",
+    "mask_array",
+    "network_grid",
+    "normalize_intensity",
+    "save_image",
+]
+
+N4_ITERATIONS = (30, 20, 20)
+IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
+# Columns: where a step along each grid axis leads in RAS+ mm (left, inferior, anterior).
+_LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+"""What nibabel raises for files that are broken or no images."""
+_TOP_PERCENTILE = 99.5
+# Below this share of the brightest tissue a voxel is background: resampling leaves such traces round a brain.
+_BACKGROUND = 1e-3
+_SMALL_PIECE = 0.01
+
+
+def load_image(path: str | os.PathLike[str], name: str = "image") -> Nifti1Image:
+    """Read a 3-D image and check that it can be worked with.
+
+    Parameters
+    ----------
+    path : path-like
+        NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file.
+    name : str, default="image"
+        How to call it in an error, such as "fixed image".
+
+    Returns
+    -------
+    Nifti1Image
+        Data in memory, 3-D; scaled integers become float32. Where qform and sform differ, the sform counts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, is not 3-D or empty, holds numbers that are not finite, nothing but zeros, or an
+        affine that cannot be inverted.
+    """
+    path = Path(path)
+    image, data = _read(path, name)
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise ValueError(f"{name} {path}: expected one 3-D volume, found shape {data.shape}; extract one volume")
+    if data.size == 0:
+        raise ValueError(f"{name} {path}: expected voxels, found none (shape {data.shape})")
+    n_bad = 0 if data.dtype.kind in "iu" else data.size - np.count_nonzero(np.isfinite(data))
+    if n_bad:
+        raise ValueError(
+            f"{name} {path}: expected finite numbers, found {n_bad} of {data.size} voxels NaN or infinite; replace them"
+        )
+    if not data.any():
+        raise ValueError(f"{name} {path}: expected an image, found all {data.size} voxels zero")
+    grid = Grid(data.shape, check_affine(image.affine, f"{name} {path}: affine"))
+    return new_image(data, grid, like=image)
+
+
+def load_labels(path: str | os.PathLike[str], name: str = "labels") -> Nifti1Image:
+    """Read a 3-D label image (or a mask) and check that its values are whole numbers.
+
+    Parameters
+    ----------
+    path : path-like
+        NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file.
+    name : str, default="labels"
+        How to call it in an error.
+
+    Returns
+    -------
+    Nifti1Image
+        Data in memory, 3-D, an integer type of at most 32 bits.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        As for `load_image`, and if a value is not a whole number of 32 bits.
+    """
+    image = load_image(path, name)
+    data = np.asanyarray(image.dataobj)
+    if data.dtype.kind in "iu" and data.dtype.itemsize < 4:
+        return image
+    whole = np.round(data)
+    n_bad = np.count_nonzero(whole != data)
+    if n_bad:
+        raise ValueError(
+            f"{name} {path}: expected whole numbers, found {n_bad} of {data.size} voxels with fractions; "
+            "resample labels with nearest-neighbour"
+        )
+    limits = np.iinfo(np.int32)
+    if whole.min() < limits.min or whole.max() > limits.max:
+        raise ValueError(f"{name} {path}: expected 32-bit labels, found {whole.min():.0f} to {whole.max():.0f}")
+    return new_image(whole.astype(np.int32), image)
+
+
+def save_image(image: Nifti1Image, path: str | os.PathLike[str]) -> Path:
+    """Write an image atomically.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        What to write, in the type of its data.
+    path : path-like
+        Ends in .nii or .nii.gz.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is another.
+    """
+    if not os.fspath(path).endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{path}: an image needs the suffix .nii or .nii.gz")
+    with atomic_path(path) as temporary:
+        nib.save(image, temporary)
+    return Path(path)
+
+
+def brain_mask(image: Nifti1Image) -> Nifti1Image:
+    """Mask the brain of a skull-stripped image: what is not background, without specks, holes filled.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        Skull-stripped, background (near) zero.
+
+    Returns
+    -------
+    Nifti1Image
+        1 in the brain, 0 elsewhere, uint8. Pieces under 1% of the largest one are dropped.
+    """
+    return new_image(_foreground(np.asanyarray(image.dataobj)).astype(np.uint8), image)
+
+
+def mask_array(image: Nifti1Image, mask: Nifti1Image | None, name: str = "mask") -> np.ndarray:
+    """Return where an image's brain is, after checking the mask.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        The image, shape (I, J, K).
+    mask : Nifti1Image or None
+        Above zero in the brain; None: `brain_mask` of the image.
+    name : str, default="mask"
+        How to call it in an error.
+
+    Returns
+    -------
+    ndarray of bool, shape (I, J, K)
+        True in the brain.
+
+    Raises
+    ------
+    ValueError
+        If the mask is on another grid than the image, or empty.
+    """
+    mask = mask if mask is not None else brain_mask(image)
+    if not Grid.of(image).matches(mask):
+        raise ValueError(
+            f"{name}: expected the image's grid {image.shape}, found another {mask.shape}; "
+            "resample the mask onto the image"
+        )
+    is_brain = np.asanyarray(mask.dataobj) > 0
+    if not is_brain.any():
+        raise ValueError(f"{name}: expected a brain, found none of {is_brain.size} voxels above zero")
+    return is_brain
+
+
+def looks_skull_stripped(image: Nifti1Image) -> bool:
+    """Tell a skull-stripped brain from a raw head.
+
+    A stripped brain lies in a background of zeros that reaches the image's faces, is no larger than a brain
+    can be, and has no dark layer inside (skull and air in a head).
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        T1-weighted image, voxel size in its affine.
+
+    Returns
+    -------
+    bool
+        True if all signs speak for a stripped brain.
+    """
+    data = np.abs(np.asanyarray(image.dataobj, dtype=np.float32))
+    brain = _foreground(data)
+    litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
+    faces = np.ones(data.shape, dtype=bool)
+    faces[1:-1, 1:-1, 1:-1] = False
+    bright = np.percentile(data[data > 0], _TOP_PERCENTILE)
+    dark_share = np.mean(data[brain] < 0.1 * bright)
+    return bool(brain.mean() < 0.9 and brain[faces].mean() < 0.08 and litres < 2.3 and dark_share < 0.15)
+
+
+def network_grid(fixed: Nifti1Image, mask: Nifti1Image | None = None) -> Grid:
+    """Choose the grid on which the network registers to a fixed image.
+
+    Parameters
+    ----------
+    fixed : Nifti1Image
+        The fixed image, any orientation and voxel size.
+    mask : Nifti1Image, optional
+        Its brain, on its grid; default: `brain_mask`.
+
+    Returns
+    -------
+    Grid
+        The image's own grid if that is 160 x 192 x 224 at 1 mm along L, I, A; else such a grid along the
+        world's axes, centred on the brain's bounding box. Where the fixed grid runs along the world's axes at
+        1 mm too, the voxel centres coincide with it, so that conforming only moves voxels.
+
+    Raises
+    ------
+    ValueError
+        If the mask is on another grid or empty.
+    """
+    own = Grid.of(fixed)
+    if own.shape == GRID_SHAPE and own.axes == GRID_AXES and np.allclose(own.spacing, 1.0, atol=1e-3):
+        return own
+    voxels = np.argwhere(mask_array(fixed, mask, "fixed mask"))
+    points = nib.affines.apply_affine(own.affine, voxels)
+    centre = (points.min(axis=0) + points.max(axis=0)) / 2
+    origin = centre - _LIA @ ((np.array(GRID_SHAPE) - 1) / 2)
+    if own.is_axis_aligned_1mm():
+        phase = own.affine[:3, 3]
+        origin = phase + np.floor(origin - phase + 0.5)
+    return Grid(GRID_SHAPE, nib.affines.from_matvec(_LIA, origin))
+
+
+def conform(
+    image: Nifti1Image,
+    grid: Nifti1Image | Grid,
+    affine: np.ndarray | None = None,
+    interpolation: str = "linear",
+) -> Nifti1Image:
+    """Pull an image onto a grid: crop, pad, turn and resample in one step.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D image.
+    grid : Nifti1Image or Grid
+        Where to sample it.
+    affine : ndarray, shape (4, 4), optional
+        RAS+ mm, the grid's world (fixed) to the image's (moving); default: the same world.
+    interpolation : {"linear", "nearest", "lanczos", "label"}, default="linear"
+        Labels take "nearest" or "label".
+
+    Returns
+    -------
+    Nifti1Image
+        On `grid`; float32, or the input's own type for "nearest" and "label". Zero outside the image. On the
+        same grid without an affine the values are copied, not sampled.
+    """
+    if affine is None and Grid.of(grid).matches(image):
+        keeps_type = interpolation in ("nearest", "label")
+        data = np.array(image.dataobj, dtype=None if keeps_type else np.float32)
+        return new_image(data, grid)
+    return Transform(() if affine is None else (affine,)).resample(image, grid, interpolation)
+
+
+def normalize_intensity(array: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Scale intensities to [0, 1] by the 99.5 percentile of the brain; zero stays zero.
+
+    Parameters
+    ----------
+    array : ndarray, shape (I, J, K)
+        Intensities; negative ones become 0.
+    mask : ndarray, shape (I, J, K), optional
+        The brain; voxels outside become 0. Default: every voxel above zero.
+
+    Returns
+    -------
+    ndarray, shape (I, J, K)
+        float32 in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the mask has another shape or no voxel of the brain is above zero.
+    """
+    if mask is not None and mask.shape != array.shape:
+        raise ValueError(f"mask: expected the image's shape {array.shape}, found {mask.shape}")
+    values = np.asarray(array, dtype=np.float32)
+    if mask is not None:
+        values = np.where(np.asarray(mask) > 0, values, np.float32(0))
+    signal = values[values > 0]
+    if not signal.size:
+        raise ValueError(f"image to normalise: expected intensities above zero, found none in {array.size} voxels")
+    return np.clip(values / np.percentile(signal, _TOP_PERCENTILE).astype(np.float32), 0.0, 1.0)
+
+
+def correct_bias(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1Image:
+    """Remove the slow intensity drift of the coil (N4).
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        T1-weighted image; negative values become 0.
+    mask : Nifti1Image, optional
+        Where the drift is estimated, on the image's grid; default: `brain_mask`.
+
+    Returns
+    -------
+    Nifti1Image
+        Corrected image, float32, same grid.
+
+    Raises
+    ------
+    ValueError
+        If the mask is on another grid or empty.
+
+    References
+    ----------
+    Tustison et al., N4ITK: improved N3 bias correction, IEEE TMI 2010.
+    """
+    is_brain = mask_array(image, mask)
+    data = np.clip(np.asanyarray(image.dataobj, dtype=np.float32), 0.0, None)
+    shrink = [int(np.clip(min(image.shape) // 8, 1, 4))] * 3
+    full = to_sitk_image(new_image(data, image))
+    brain = to_sitk_image(new_image(is_brain.astype(np.uint8), image))
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations(N4_ITERATIONS)
+    n4.SetConvergenceThreshold(1e-6)
+    n4.Execute(sitk.Shrink(full, shrink), sitk.Shrink(brain, shrink))
+    drift = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(full)).T  # (K, J, I) -> (I, J, K)
+    return new_image(data / np.exp(drift), image)
+
+
+def _read(path: Path, name: str) -> tuple[Nifti1Image, np.ndarray]:
+    """Return the image and its array; name three ways in which that can fail."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} {path}: no such file")
+    if not path.name.endswith(IMAGE_SUFFIXES):
+        raise ValueError(f"{name} {path}: expected one of {', '.join(IMAGE_SUFFIXES)}, found {path.suffix!r}")
+    try:
+        image: Any = nib.load(path)
+        data = np.asanyarray(image.dataobj)
+    except UNREADABLE as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{name} {path}: cannot be read ({cause}); restore the file") from error
+    if data.dtype.kind not in "iuf":
+        raise ValueError(f"{name} {path}: expected one number a voxel, found type {data.dtype}")
+    native = data.dtype.newbyteorder("=") if data.dtype.kind in "iu" else np.float32
+    return image, np.ascontiguousarray(data.astype(native, copy=False))
+
+
+def _foreground(data: np.ndarray) -> np.ndarray:
+    """Return where an array is not background: traces and specks dropped, holes filled."""
+    strength = np.abs(data.astype(np.float32))
+    if not strength.any():
+        return np.zeros(data.shape, dtype=bool)
+    is_signal = strength > _BACKGROUND * np.percentile(strength[strength > 0], _TOP_PERCENTILE)
+    pieces, _ = ndimage.label(is_signal)
+    sizes = np.bincount(pieces.ravel())
+    sizes[0] = 0
+    is_large = sizes > _SMALL_PIECE * sizes.max()
+    return ndimage.binary_fill_holes(is_large[pieces])

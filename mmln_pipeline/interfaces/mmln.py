@@ -1,0 +1,145 @@
+"""Nipype interfaces for the registration itself and for applying its transforms."""
+
+from pathlib import Path
+
+import numpy as np
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
+
+from mmln_pipeline.interfaces.preprocessing import optional
+
+
+class _MMLNRegistrationInputSpec(BaseInterfaceInputSpec):
+    fixed = File(exists=True, mandatory=True, desc="fixed brain image")
+    moving = File(exists=True, mandatory=True, desc="moving brain image, on its native grid")
+    init = traits.Either(
+        File(exists=True),
+        traits.Enum("affine", "rigid", "identity"),
+        default="affine",
+        usedefault=True,
+        desc="start: an ITK affine file (fixed world -> moving world, mm), or how to estimate one",
+    )
+    fixed_mask = File(exists=True, desc="brain mask of the fixed image")
+    moving_mask = File(exists=True, desc="brain mask of the moving image")
+    moving_lesion = File(exists=True, desc="where the moving image must not steer, on its grid")
+    fixed_dseg = File(exists=True, desc="labels of the fixed image, on its grid")
+    moving_dseg = File(exists=True, desc="labels of the moving image, on its grid")
+    labels = File(exists=True, desc="TSV that groups label numbers into structures")
+    model = traits.Str("mmln", usedefault=True, desc="name of bundled weights, or path of a safetensors file")
+    model_sha256 = traits.Str(desc="checksum of the weights: other weights under one name are registered anew")
+    refine = traits.Either(
+        traits.Enum("auto"),
+        traits.Range(low=0),
+        default="auto",
+        usedefault=True,
+        desc="iterations of instance optimisation; 0: the network alone",
+    )
+    topology = traits.Enum(
+        "strict", "off", usedefault=True, desc="strict: repair the warp until nothing folds, or fail; off: leave it"
+    )
+    device = traits.Str("auto", usedefault=True, desc="auto, cpu, cuda or cuda:N")
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count this node as a GPU node (scheduling)")
+    num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
+    random_seed = traits.Int(0, usedefault=True, desc="seed of NumPy, torch and the affine's sampling")
+
+
+class _MMLNRegistrationOutputSpec(TraitedSpec):
+    moved = File(exists=True, desc="moving image on the fixed grid, sampled once")
+    moved_dseg = File(exists=True, desc="moving labels on the fixed grid; undefined without moving labels")
+    forward_xfm = File(exists=True, desc="ITK composite, fixed world -> moving world")
+    inverse_xfm = File(exists=True, desc="ITK composite, moving world -> fixed world")
+    warp = File(exists=True, desc="ITK displacement field of the transform, mm")
+    jacobian = File(exists=True, desc="Jacobian determinant of the whole transform on the fixed grid")
+    log_jacobian = File(exists=True, desc="its natural logarithm (determinants clipped at 1e-9)")
+    metrics = File(exists=True, desc="scores, timings (s), device and versions as JSON")
+
+
+class MMLNRegistration(SimpleInterface):
+    """Register a moving brain to a fixed brain with the MMLN network."""
+
+    input_spec = _MMLNRegistrationInputSpec
+    output_spec = _MMLNRegistrationOutputSpec
+
+    def _run_interface(self, runtime):
+        from mmln_pipeline.registration.api import register
+
+        cwd = Path(runtime.cwd)
+        files = ("fixed_dseg", "moving_dseg", "labels", "fixed_mask", "moving_mask", "moving_lesion")
+        result = register(
+            self.inputs.fixed,
+            self.inputs.moving,
+            init=self.inputs.init,
+            **{key: optional(getattr(self.inputs, key)) for key in files},
+            model=self.inputs.model,
+            refine=self.inputs.refine,
+            device=self.inputs.device,
+            threads=self.inputs.num_threads,
+            random_seed=self.inputs.random_seed,
+            topology=self.inputs.topology,
+        )
+        result.save(cwd)
+        names = {
+            "moved": "moved.nii.gz",
+            "forward_xfm": "forward_xfm.h5",
+            "inverse_xfm": "inverse_xfm.h5",
+            "warp": "warp.nii.gz",
+            "jacobian": "jacobian.nii.gz",
+            "metrics": "metrics.json",
+        }
+        if isdefined(self.inputs.moving_dseg):
+            names["moved_dseg"] = "moved_dseg.nii.gz"
+        self._results.update({key: str(cwd / name) for key, name in names.items()})
+        self._results["log_jacobian"] = _save_log_jacobian(result.jacobian, cwd / "log_jacobian.nii.gz")
+        return runtime
+
+
+def _save_log_jacobian(jacobian, path):
+    """Save ln(max(J, 1e-9)) beside the determinant and return the path."""
+    from mmln_pipeline.images.volumes import save_image
+    from mmln_pipeline.space.grids import new_image
+
+    data = np.log(np.clip(jacobian.get_fdata(dtype=np.float32), 1e-9, None))
+    save_image(new_image(data.astype(np.float32), jacobian), path)
+    return str(path)
+
+
+class _ApplyMMLNTransformInputSpec(BaseInterfaceInputSpec):
+    in_file = File(exists=True, mandatory=True, desc="image, mask or labels to resample")
+    reference = File(exists=True, mandatory=True, desc="image whose grid the output takes")
+    transform = File(exists=True, desc="ITK transform, reference world -> image world (default: identity)")
+    interpolation = traits.Enum(
+        "linear", "nearest", "lanczos", "label", usedefault=True, desc="label or nearest for masks and labels"
+    )
+
+
+class _ApplyMMLNTransformOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="resampled image")
+
+
+class ApplyMMLNTransform(SimpleInterface):
+    """Resample an image onto a reference grid through a transform, in one interpolation."""
+
+    input_spec = _ApplyMMLNTransformInputSpec
+    output_spec = _ApplyMMLNTransformOutputSpec
+
+    def _run_interface(self, runtime):
+        from mmln_pipeline.images import volumes
+        from mmln_pipeline.space.transforms import Transform, read_transform
+
+        load = volumes.load_image
+        if self.inputs.interpolation in ("nearest", "label"):
+            load = volumes.load_labels
+        image = load(self.inputs.in_file, name="input")
+        reference = volumes.load_image(self.inputs.reference, name="reference")
+        path = optional(self.inputs.transform)
+        transform = read_transform(path) if path else Transform(())
+        moved = transform.resample(image, reference, interpolation=self.inputs.interpolation)
+        self._results["out_file"] = str(Path(runtime.cwd) / "resampled.nii.gz")
+        volumes.save_image(moved, self._results["out_file"])
+        return runtime

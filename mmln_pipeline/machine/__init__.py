@@ -1,0 +1,1 @@
+"""The machine: devices and threads, files that appear whole or not at all, progress."""

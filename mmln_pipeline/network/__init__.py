@@ -1,0 +1,1 @@
+"""The MMLN network and what it learns from: levels, branches, losses, tissue maps."""

@@ -1,0 +1,1 @@
+"""Refinement of the network's answer for one pair, by descent on its velocity."""

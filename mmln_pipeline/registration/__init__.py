@@ -1,0 +1,1 @@
+"""The registration of one pair, from checked images to transforms and scores."""

@@ -1,0 +1,205 @@
+"""The inputs and options of a registration, read and checked before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from nibabel import Nifti1Image
+from numpy.typing import NDArray
+
+from mmln_pipeline import weights
+from mmln_pipeline.atlas.labels import LabelTable, load_label_table
+from mmln_pipeline.images import volumes
+from mmln_pipeline.linear import affine
+from mmln_pipeline.machine import devices
+
+ImageSource = str | Path | Nifti1Image
+TOPOLOGIES = ("strict", "off")
+MAX_SEED = 2**31 - 2
+"""ANTs holds a seed, plus one, in a signed 32-bit number."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to register.
+
+    Parameters
+    ----------
+    init : {"affine", "rigid", "identity"}, path or ndarray of shape (4, 4), default="affine"
+    model : str or Path, default="mmln"
+    refine : int or "auto", default="auto"
+    device : str, default="auto"
+    threads : int, optional
+    random_seed : int, default=0
+    topology : {"strict", "off"}, default="strict"
+
+    Raises
+    ------
+    ValueError
+        If `refine`, `threads`, `random_seed` or `topology` is out of range, the model is unknown, the device is
+        absent, or `init` is not a usable affine.
+    FileNotFoundError
+        If `init` is neither a known word nor a file, or the file of a model is missing.
+    """
+
+    init: str | Path | NDArray[np.float64] = "affine"
+    model: str | Path = "mmln"
+    refine: int | str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    random_seed: int = 0
+    topology: str = "strict"
+    matrix: NDArray[np.float64] | None = field(init=False, default=None, repr=False)
+    """The linear start when it is known beforehand, else None."""
+
+    def __post_init__(self) -> None:
+        if self.refine != "auto" and (not isinstance(self.refine, int) or self.refine < 0):
+            raise ValueError(f"refine: expected 'auto' or a number of steps from 0, found {self.refine!r}.")
+        if not 0 <= self.random_seed <= MAX_SEED:
+            raise ValueError(f"random seed: expected 0 to {MAX_SEED}, found {self.random_seed}.")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads: expected at least 1, found {self.threads}.")
+        if self.topology not in TOPOLOGIES:
+            raise ValueError(f"topology: expected {' or '.join(TOPOLOGIES)}, found {self.topology!r}.")
+        weights.resolve_model(self.model)
+        devices.resolve_device(self.device)
+        object.__setattr__(self, "matrix", self._known_matrix())
+
+    def _known_matrix(self) -> NDArray[np.float64] | None:
+        if isinstance(self.init, np.ndarray):
+            if self.init.shape != (4, 4) or not np.isfinite(self.init).all():
+                raise ValueError(f"init: expected a finite 4 x 4 matrix, found shape {self.init.shape}.")
+            return self.init.astype(np.float64)
+        if self.init == "identity":
+            return np.eye(4)
+        if self.init in ("affine", "rigid"):
+            return None
+        if not Path(self.init).is_file():
+            raise FileNotFoundError(
+                f"init: expected affine, rigid, identity or an ITK affine file; no such file: '{self.init}'."
+            )
+        return affine.load_affine(self.init)
+
+    @property
+    def init_name(self) -> str:
+        """The start as text: the word or path given, or "matrix"."""
+        return "matrix" if isinstance(self.init, np.ndarray) else str(self.init)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Checked inputs of one registration.
+
+    Parameters
+    ----------
+    fixed, moving : Nifti1Image
+    fixed_dseg, moving_dseg : Nifti1Image or None
+    labels : LabelTable or None
+    fixed_mask, moving_mask : Nifti1Image or None
+    moving_lesion : Nifti1Image or None
+    """
+
+    fixed: Nifti1Image
+    moving: Nifti1Image
+    fixed_dseg: Nifti1Image | None
+    moving_dseg: Nifti1Image | None
+    labels: LabelTable | None
+    fixed_mask: Nifti1Image | None
+    moving_mask: Nifti1Image | None
+    moving_lesion: Nifti1Image | None = None
+
+
+def load_pair(
+    fixed: ImageSource,
+    moving: ImageSource,
+    fixed_dseg: ImageSource | None = None,
+    moving_dseg: ImageSource | None = None,
+    labels: str | Path | LabelTable | None = None,
+    fixed_mask: ImageSource | None = None,
+    moving_mask: ImageSource | None = None,
+    moving_lesion: ImageSource | None = None,
+) -> Pair:
+    """Read the inputs of a registration and check all that can be checked beforehand.
+
+    Parameters
+    ----------
+    fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion
+        See `mmln_pipeline.register`.
+
+    Returns
+    -------
+    Pair
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If an image cannot be used, labels or a mask lie on another grid than their image, or the label
+        table and the labels have no number in common.
+    """
+    fixed_image, moving_image = _load_image(fixed, "fixed image"), _load_image(moving, "moving image")
+    table = load_label_table(labels) if isinstance(labels, (str, Path)) else labels
+    if table is not None and moving_dseg is None:
+        raise ValueError("labels: a label table needs labels to score; give the moving (and fixed) dseg too.")
+    return Pair(
+        fixed_image,
+        moving_image,
+        _load_labels(fixed_dseg, "fixed dseg", fixed_image, "fixed image", table),
+        _load_labels(moving_dseg, "moving dseg", moving_image, "moving image", table),
+        table,
+        _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"),
+        _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
+        _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
+    )
+
+
+def check_same_grid(image: Nifti1Image, name: str, reference: Nifti1Image, reference_name: str, path: str = "") -> None:
+    """Raise a ValueError unless two images share shape and affine (to 0.01 mm)."""
+    if image.shape != reference.shape or not np.allclose(image.affine, reference.affine, atol=1e-2):
+        where = f"{name} {path}" if path else name
+        raise ValueError(
+            f"The {where} must lie on the grid of the {reference_name}: expected {_grid_text(reference)}, "
+            f"found {_grid_text(image)}; resample it first (mmln apply)."
+        )
+
+
+def _load_image(source: ImageSource, name: str) -> Nifti1Image:
+    """Read an image, or check one that is in memory already."""
+    if not isinstance(source, Nifti1Image):
+        return volumes.load_image(source, name=name)
+    data = np.asanyarray(source.dataobj)
+    if data.ndim != 3 or not data.any() or not np.isfinite(data).all():
+        raise ValueError(
+            f"{name}: expected a finite 3-D volume that is not all zero, found shape {data.shape}, "
+            f"{np.count_nonzero(~np.isfinite(data))} voxels not finite, {np.count_nonzero(data)} not zero."
+        )
+    return source
+
+
+def _load_labels(
+    source: ImageSource | None,
+    name: str,
+    reference: Nifti1Image,
+    reference_name: str,
+    table: LabelTable | None = None,
+) -> Nifti1Image | None:
+    if source is None:
+        return None
+    if isinstance(source, Nifti1Image):
+        image, path = source, ""
+    else:
+        image, path = volumes.load_labels(source, name=name), str(source)
+    check_same_grid(image, name, reference, reference_name, path)
+    if table is not None and not np.isin(np.unique(np.asarray(image.dataobj)), table.numbers).any():
+        raise ValueError(
+            f"The {name} has none of the numbers of label table '{table.name}'; is it in another label system?"
+        )
+    return image
+
+
+def _grid_text(image: Nifti1Image) -> str:
+    rows = "; ".join(" ".join(f"{value:.3g}" for value in row) for row in image.affine[:3])
+    return f"shape {'x'.join(map(str, image.shape))} with affine [{rows}]"

@@ -1,0 +1,185 @@
+"""What a registration gives, and how it is written to a folder.
+
+Numerical libraries are imported inside the functions, so that ``import mmln_pipeline`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from nibabel import Nifti1Image
+    from numpy.typing import NDArray
+
+    from mmln_pipeline.space.transforms import DisplacementField, Transform
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the stage, the steps done and the steps in all."""
+
+OUTPUTS = {
+    "moved": "moved.nii.gz",
+    "moved_dseg": "moved_dseg.nii.gz",
+    "transform": "forward_xfm.h5",
+    "inverse": "inverse_xfm.h5",
+    "warp": "warp.nii.gz",
+    "jacobian": "jacobian.nii.gz",
+    "metrics": "metrics.json",
+}
+"""File name of each part of a result in the output directory."""
+
+
+class QualityWarning(UserWarning):
+    """The quality check did not pass: the result is there, and somebody should look at it."""
+
+
+class TopologyError(RuntimeError):
+    """The warp folds and could not be repaired: the input was right, and yet there is no result to vouch for."""
+
+
+@dataclass
+class RegistrationResult:
+    """What a registration gives.
+
+    Attributes
+    ----------
+    moved : Nifti1Image
+        The moving image on the fixed image's own grid, sampled once from the native moving image.
+    moved_dseg : Nifti1Image or None
+        The moving labels on the fixed grid, sampled once by nearest neighbour.
+    transform : Transform
+        Forward: maps points of the fixed world to the moving world, and so resamples the moving
+        image onto the fixed grid.
+    inverse : Transform
+        Maps points of the moving world to the fixed world.
+    affine : ndarray, shape (4, 4)
+        Linear part of `transform`, RAS mm.
+    warp : DisplacementField
+        The whole of `transform` as offsets in mm on the fixed image's grid.
+    jacobian : Nifti1Image
+        Jacobian determinant of the whole of `transform` on the fixed image's grid.
+    metrics : dict
+        Scores, times and versions, as in ``metrics.json``; ``metrics["qc"]`` is the verdict on them (see
+        `mmln_pipeline.scores.quality`).
+    """
+
+    moved: Nifti1Image
+    moved_dseg: Nifti1Image | None
+    transform: Transform
+    inverse: Transform
+    affine: NDArray[np.float64]
+    warp: DisplacementField
+    jacobian: Nifti1Image
+    metrics: dict[str, Any] = field(repr=False)
+
+    def warn(self) -> None:
+        """Warn of a result that did not pass the quality check, with the reasons.
+
+        Warns
+        -----
+        QualityWarning
+            If the verdict is "look" or "fail".
+        """
+        text = describe_doubt(self.metrics)
+        if text:
+            warnings.warn(text, QualityWarning, stacklevel=3)
+
+    def save(self, output_dir: str | Path) -> dict[str, Path]:
+        """Write every part of the result; a file is either whole or not there.
+
+        Parameters
+        ----------
+        output_dir : str or Path
+            Folder, created where absent.
+
+        Returns
+        -------
+        dict of str to Path
+            The files written, by the name of the attribute.
+
+        Raises
+        ------
+        ValueError
+            If `output_dir` is a file.
+        """
+        from mmln_pipeline.images.volumes import save_image
+        from mmln_pipeline.machine.files import write_text
+        from mmln_pipeline.space.transforms import save_displacement
+
+        start = time.perf_counter()
+        folder = check_output_dir(output_dir)
+        paths = {name: folder / file for name, file in OUTPUTS.items() if getattr(self, name) is not None}
+        for name in ("moved", "moved_dseg", "jacobian"):
+            if name in paths:
+                save_image(getattr(self, name), paths[name])
+        self.transform.save(paths["transform"])
+        self.inverse.save(paths["inverse"])
+        save_displacement(self.warp, paths["warp"])
+        seconds = self.metrics["seconds"]
+        seconds["total"] -= seconds["save"] or 0.0
+        seconds["save"] = time.perf_counter() - start
+        seconds["total"] += seconds["save"]
+        write_text(paths["metrics"], json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+        return paths
+
+
+def describe_doubt(metrics: Mapping[str, Any]) -> str:
+    """Say in one line why a result did not pass the quality check.
+
+    Parameters
+    ----------
+    metrics : mapping
+        As in ``metrics.json``.
+
+    Returns
+    -------
+    str
+        Verdict and reasons; empty for a pass, and where no verdict is recorded.
+
+    Examples
+    --------
+    >>> describe_doubt({"qc": {"verdict": "look", "reasons": ["rotation is above 45"]}})
+    'quality check: look: rotation is above 45'
+    >>> describe_doubt({"qc": {"verdict": "pass", "reasons": []}})
+    ''
+    """
+    verdict = metrics.get("qc") or {"verdict": "pass"}
+    if verdict["verdict"] == "pass":
+        return ""
+    return f"quality check: {verdict['verdict']}: {'; '.join(verdict['reasons'])}"
+
+
+def check_output_dir(path: str | Path) -> Path:
+    """Return a folder to write to, created where absent.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder asked for.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        If the path, or a parent of it, is a file or cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"Output directory '{folder}' cannot be created: {error.strerror}; give a writable folder."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"Output directory '{folder}' is not writable; give a writable folder.")
+    return folder

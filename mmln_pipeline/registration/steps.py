@@ -1,0 +1,325 @@
+"""The steps of one registration: align linearly, run the network, refine, repair folds, resample once, score.
+
+Data flows one way: images become tensors on the network grid, tensors velocities, velocities a field,
+the field a transform in mm, and the transform resamples the native images once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from nibabel import Nifti1Image
+from numpy.typing import NDArray
+
+from mmln_pipeline import __version__, weights
+from mmln_pipeline.fields import topology, warping
+from mmln_pipeline.images import volumes
+from mmln_pipeline.linear import affine
+from mmln_pipeline.machine import devices
+from mmln_pipeline.refinement import descent as refinement
+from mmln_pipeline.registration.pair import Options, Pair
+from mmln_pipeline.registration.result import Progress, RegistrationResult, TopologyError
+from mmln_pipeline.scores import evaluation, metrics, quality
+from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.transforms import Transform, displacement_from_voxels, displacement_to_voxels
+
+MIN_OVERLAP = 0.1
+"""Share of the fixed brain that the linearly aligned moving brain must cover at least."""
+
+
+@devices.kept_memory()
+def run(pair: Pair, options: Options, start: float, progress: Progress | None = None) -> RegistrationResult:
+    """Register a checked pair.
+
+    Parameters
+    ----------
+    pair : Pair
+    options : Options
+    start : float
+        `time.perf_counter` when the work began, reading included.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``.
+
+    Returns
+    -------
+    RegistrationResult
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown or the images do not overlap.
+    TopologyError
+        If the warp still folds after the repair.
+    """
+    clock = _Clock(start, progress)
+    device = devices.resolve_device(options.device)
+    with clock.stage("load"):
+        _prepare_machine(options, device)
+        model, card = weights.load_model(options.model, device)
+    clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
+    with clock.stage("affine"):
+        matrix = _linear_start(pair, options)
+        network = _to_network_grid(pair, matrix, options)
+    with clock.stage("network"), torch.no_grad(), devices.autocast(device):
+        images = network.fixed.to(device), network.moving.to(device)
+        velocities = model(*images, finest=options.refine == 0)
+    with clock.stage("refine"):
+        if options.refine != 0:
+            report = clock.steps("refine", sum(refinement.count_steps(options.refine)))
+            weight = _trusted(pair, network, matrix, velocities)
+            velocities = refinement.refine(*images, velocities, options.refine, weight, progress=report)
+    with clock.stage("integrate"), torch.no_grad():
+        shape = network.grid.shape
+        velocities = [warping.taper(velocity, shape) for velocity in velocities]
+        forward, inverse = warping.integrate(velocities, shape), warping.integrate(velocities, shape, inverse=True)
+        maps = forward, warping.correct_inverse(inverse, forward)
+    with clock.stage("topology"):
+        warp = _repair_folds(maps, options)
+    with clock.stage("resample"):
+        result = _resample(pair, network, matrix, warp)
+    with clock.stage("score"):
+        scores = _score(pair, result, network, warp) | {"topology": warp.certificate}
+    result.metrics = evaluation.jsonable(scores | _provenance(options, card, device) | {"seconds": clock.finish()})
+    result.warn()
+    return result
+
+
+@dataclass(frozen=True)
+class _NetworkInput:
+    """The pair as the network sees it: tensors (1, 1, I, J, K) in [0, 1] on `grid`, and the fixed brain."""
+
+    grid: Grid
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    brain: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Warp:
+    """The network's map and its inverse in voxels of the network grid, shape (1, 3, I, J, K), and their certificate."""
+
+    forward: torch.Tensor
+    backward: torch.Tensor
+    inverted: torch.Tensor | None
+    certificate: dict[str, Any]
+
+
+class _Clock:
+    """Seconds spent in each stage, told to a progress callback as they begin and end."""
+
+    def __init__(self, start: float, progress: Progress | None) -> None:
+        self.start = start
+        self.progress = progress
+        self.seconds: dict[str, float | None] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        if self.progress:
+            self.progress(name, 0, 1)
+        yield
+        self.seconds[name] = time.perf_counter() - begin
+        if self.progress:
+            self.progress(name, 1, 1)
+
+    def steps(self, name: str, total: int) -> Callable[[str], None] | None:
+        """Return a callback to be called after each of at most `total` steps within a stage, or None."""
+        if self.progress is None:
+            return None
+        progress, done = self.progress, itertools.count(1)
+        return lambda text: progress(name, min(next(done), total), total)
+
+    def finish(self) -> dict[str, float | None]:
+        """Return the seconds by stage; the field's integration counts as the network's time."""
+        self.seconds["network"] = (self.seconds["network"] or 0.0) + (self.seconds.pop("integrate") or 0.0)
+        order = ("load", "affine", "network", "refine", "topology", "resample", "score")
+        return {name: self.seconds[name] for name in order} | {
+            "save": None,
+            "total": time.perf_counter() - self.start,
+        }
+
+
+def _prepare_machine(options: Options, device: torch.device) -> None:
+    devices.set_threads(options.threads)
+    if options.threads is not None:  # ITK's filters ask the environment, or SimpleITK's own setting
+        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)
+    np.random.seed(options.random_seed)
+    torch.manual_seed(options.random_seed)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _linear_start(pair: Pair, options: Options) -> NDArray[np.float64]:
+    if options.matrix is not None:
+        return options.matrix
+    return affine.estimate_affine(
+        pair.fixed,
+        pair.moving,
+        kind=str(options.init),
+        fixed_mask=pair.fixed_mask,
+        moving_mask=pair.moving_mask,
+        seed=options.random_seed,
+        moving_lesion=pair.moving_lesion,
+    )
+
+
+def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], options: Options) -> _NetworkInput:
+    """Bring the pair onto the network grid; nothing is resampled when both images lie on it already."""
+    grid = volumes.network_grid(pair.fixed, pair.fixed_mask)
+    fixed = _brain_on_grid(pair.fixed, pair.fixed_mask, grid, np.eye(4))
+    moving = _brain_on_grid(pair.moving, pair.moving_mask, grid, matrix)
+    if pair.fixed_mask is None:
+        brain = fixed > 0
+    else:
+        brain = np.asarray(volumes.conform(pair.fixed_mask, grid, interpolation="nearest").dataobj) != 0
+    overlap = float((moving[brain] > 0).mean()) if brain.any() else 0.0
+    if overlap < MIN_OVERLAP:
+        raise ValueError(
+            f"The fixed and the moving image do not overlap with init '{options.init_name}': the moving "
+            f"image covers {100 * overlap:.0f}% of the fixed brain; use --init affine, or mend the headers."
+        )
+    fixed_tensor, moving_tensor = (
+        torch.from_numpy(volumes.normalize_intensity(array))[None, None] for array in (fixed, moving)
+    )
+    return _NetworkInput(grid, fixed_tensor, moving_tensor, brain)
+
+
+def _brain_on_grid(
+    image: Nifti1Image, mask: Nifti1Image | None, grid: Grid, matrix: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Pull a brain onto the network grid, without what lies outside its mask and without bleeding into it.
+
+    Interpolated with the background, the surface would be a rim of half the brightness: fluid, to who looks at tissues.
+    """
+    data = image.get_fdata(dtype=np.float32)
+    inside = data > 0 if mask is None else np.asarray(mask.dataobj) != 0
+    start = None if np.array_equal(matrix, np.eye(4)) else matrix  # None on the image's own grid: a copy
+    values, share = (
+        np.ascontiguousarray(volumes.conform(new_image(part, image), grid, affine=start).dataobj, dtype=np.float32)
+        for part in (np.where(inside, data, np.float32(0)), inside.astype(np.float32))
+    )
+    return np.divide(values, share, out=np.zeros_like(values), where=share >= 0.5)
+
+
+def _trusted(
+    pair: Pair, network: _NetworkInput, matrix: NDArray[np.float64], velocities: Sequence[torch.Tensor]
+) -> torch.Tensor | None:
+    """Return what each fixed voxel counts in the refinement: 0 where the lesion comes to lie."""
+    if pair.moving_lesion is None:
+        return None
+    marked = new_image((np.asarray(pair.moving_lesion.dataobj) != 0).astype(np.float32), pair.moving_lesion)
+    lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
+    with torch.no_grad():
+        warp = warping.integrate(velocities, network.grid.shape)
+        return (warping.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp) < 0.5).float()
+
+
+def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], options: Options) -> _Warp:
+    """Make the warp and its inverse free of folds, or let them pass, as the options ask."""
+    if options.topology == "off":
+        forward, backward = (displacement.cpu() for displacement in maps)
+        return _Warp(forward, backward, None, {"mode": "off"})
+    repair, inverse = (topology.enforce(displacement) for displacement in maps)
+    if not repair.reached:
+        raise TopologyError(
+            f"The warp still folds after {repair.rounds} rounds of repair (NDV {repair.ndv_percent:.2g}% of "
+            f"the grid, smallest Jacobian determinant {repair.min_jacobian:.2g}), so nothing was written; check "
+            "that both images show a whole brain in the right orientation, or accept folds with --topology off."
+        )
+    certificate = {"mode": "strict"} | repair.certificate()
+    certificate |= {f"inverse_{name}": value for name, value in inverse.certificate().items()}
+    return _Warp(repair.displacement.cpu(), inverse.displacement.cpu(), repair.ndv.cpu(), certificate)
+
+
+def _resample(
+    pair: Pair,
+    network: _NetworkInput,
+    matrix: NDArray[np.float64],
+    field: _Warp,
+) -> RegistrationResult:
+    """Join affine and warp to transforms in mm and take the native images through them, once."""
+    is_identity = np.array_equal(matrix, np.eye(4))
+    linear = [] if is_identity else [matrix]
+    linear_inverse = [] if is_identity else [np.linalg.inv(matrix)]
+    there, back = (displacement_from_voxels(u[0].numpy(), network.grid.affine) for u in (field.forward, field.backward))
+    transform = Transform([there, *linear])
+    warp = transform.displacement(pair.fixed)
+    offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
+    determinant = warping.jacobian_determinant(offsets)[0].numpy()
+    moved_dseg = None
+    if pair.moving_dseg is not None:
+        moved_dseg = transform.resample(pair.moving_dseg, pair.fixed, "nearest")
+    return RegistrationResult(
+        moved=transform.resample(pair.moving, pair.fixed, "linear"),
+        moved_dseg=moved_dseg,
+        transform=transform,
+        inverse=Transform([*linear_inverse, back]),
+        affine=matrix,
+        warp=warp,
+        jacobian=new_image(determinant, pair.fixed),
+        metrics={},
+    )
+
+
+def _score(
+    pair: Pair,
+    result: RegistrationResult,
+    network: _NetworkInput,
+    warp: _Warp,
+) -> dict[str, Any]:
+    before = after = None
+    if pair.moving_dseg is not None and result.moved_dseg is not None:
+        linear = Transform([result.affine]).resample(pair.moving_dseg, pair.fixed, "nearest")
+        before, after = np.asarray(linear.dataobj), np.asarray(result.moved_dseg.dataobj)
+    fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
+    scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.affine, pair.labels)
+    scores |= evaluation.score_field(warp.forward, network.brain, warp.inverted)
+    warped = warping.warp(network.moving, warp.forward)[0, 0].numpy()
+    fixed, moving = network.fixed[0, 0].numpy(), network.moving[0, 0].numpy()
+    scores["similarity"] = evaluation.score_similarity(fixed, moving, warped, network.brain)
+    scores |= evaluation.score_contrast(fixed, moving)
+    mask = volumes.brain_mask(pair.moving) if pair.moving_mask is None else pair.moving_mask
+    scores |= evaluation.score_field_of_view(mask)
+    outline = _carry(mask, result.affine, network.grid)
+    moved = warping.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy() >= 0.5
+    scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(result.affine)
+    scores["inverse_consistency_mm"] = metrics.inverse_consistency(
+        warp.forward[0].numpy(), warp.backward[0].numpy(), network.brain, network.grid.spacing.tolist()
+    )
+    return scores | {"qc": quality.judge(scores)}
+
+
+def _carry(mask: Nifti1Image, matrix: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
+    """Return where the linearly aligned moving brain lies on the network grid."""
+    return np.asarray(volumes.conform(mask, grid, affine=matrix, interpolation="nearest").dataobj) != 0
+
+
+def _provenance(options: Options, card: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Say with what the result was made and how much memory it took."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    facts: dict[str, Any] = {
+        "init": options.init_name,
+        "refine": options.refine,
+        "random_seed": options.random_seed,
+        "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),  # macOS counts bytes
+        "device": str(device),
+        "model": card["name"],
+        "model_sha256": card["sha256"],
+        "version": __version__,
+    }
+    if device.type == "cuda":
+        facts["device_name"] = torch.cuda.get_device_name(device)
+        facts["peak_gpu_memory_mb"] = torch.cuda.max_memory_allocated(device) / 2**20
+    return facts

@@ -1,0 +1,1 @@
+"""Scores of a registration, and the verdict on them."""

@@ -1,0 +1,1 @@
+"""Where things lie: voxel grids and transforms, in RAS+ millimetres."""

@@ -1,0 +1,86 @@
+"""Top workflow: the templates, and one workflow for each scan."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.derivatives.sidecars import Provenance
+from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, targets_of
+from mmln_pipeline.interfaces import LoadTemplate
+from mmln_pipeline.workflows.single_subject_wf import init_single_subject_wf
+
+
+def init_mmln_wf(
+    *,
+    scans: Sequence[Scan],
+    output_dir: str | Path,
+    provenance: Provenance,
+    targets: Sequence[Target] = (EMBEDDED_TARGET,),
+    name: str = "mmln_wf",
+    **settings,
+) -> pe.Workflow:
+    """
+    Build the workflow that registers any number of scans to one template, or to each of several.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        The T1-weighted images.
+    output_dir : str or Path
+        Root of the derivative dataset.
+    provenance : Provenance
+        Name of the model, and what the sidecars say about the run.
+    targets : sequence of Target, default: the embedded template
+        The templates, with their labels. A scan that is a template itself is not registered to itself.
+    name : str, default "mmln_wf"
+        Name of the workflow.
+    **settings
+        Further parameters of `init_single_subject_wf`, the same for all scans.
+
+    Inputs
+    ------
+    template
+        Name or path of the template (of several: `template_<name>` for each).
+
+    Outputs
+    -------
+    The derivatives of each scan: see the outputnode of its own workflow, `init_single_subject_wf`.
+    """
+    workflow = pe.Workflow(name=name)
+    names = [target.name for target in targets]
+    listed = f"template {names[0]}" if len(names) == 1 else f"templates {', '.join(names[:-1])} and {names[-1]}"
+    workflow.__desc__ = (
+        f"Results were made with *mmln_pipeline* {provenance.version}, a Nipype [@nipype] workflow. "
+        f"Each T1-weighted image was registered to the {listed}.\n"
+    )
+    several = len(targets) > 1
+    inputs = {f"template{target.suffix(several)}": target for target in targets}
+    inputnode = pe.Node(IdentityInterface(fields=list(inputs)), name="inputnode")
+    loaders = {}
+    for field, target in inputs.items():
+        setattr(inputnode.inputs, field, target.source.image)
+        loaders[target.name] = _load(target, name=f"load_{field}")
+        workflow.connect(inputnode, field, loaders[target.name], "template")
+    for scan in scans:
+        own = targets_of(scan, targets)
+        single_subject_wf = init_single_subject_wf(
+            scan=scan, output_dir=output_dir, provenance=provenance, targets=own, several=several, **settings
+        )
+        for target in own:
+            suffix = target.suffix(several)
+            fields = [("image", f"inputnode.template{suffix}"), ("mask", f"inputnode.template_mask{suffix}")]
+            fields += [("dseg", f"inputnode.template_dseg{suffix}")] if target.atlas else []
+            workflow.connect([(loaders[target.name], single_subject_wf, fields)])
+    return workflow
+
+
+def _load(target: Target, name: str) -> pe.Node:
+    """Return the node that loads a target's template."""
+    load_template = pe.Node(LoadTemplate(checksum=target.checksum), name=name, mem_gb=1)
+    for key in ("mask", "dseg"):
+        if getattr(target.source, key):
+            setattr(load_template.inputs, key, str(getattr(target.source, key)))
+    return load_template

@@ -1,0 +1,204 @@
+"""Workflow of one prepared scan and one template: align, register, score, draw, and write the derivatives."""
+
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.derivatives.filenames import derivative_paths, figure_paths, is_of_scan
+from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.derivatives.sidecars import Provenance
+from mmln_pipeline.derivatives.targets import Target
+from mmln_pipeline.interfaces import ApplyMMLNTransform, MeasureVolumes
+from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
+from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
+from mmln_pipeline.workflows.evaluation_wf import init_evaluation_wf
+from mmln_pipeline.workflows.registration_wf import init_registration_wf
+
+
+def init_template_wf(
+    *,
+    scan: Scan,
+    target: Target,
+    output_dir: str | Path,
+    provenance: Provenance,
+    several: bool = False,
+    bias_correction: bool = True,
+    init: str = "affine",
+    model: str = "mmln",
+    refine: str | int = "auto",
+    topology: str = "strict",
+    device: str = "cpu",
+    omp_nthreads: int = 1,
+    mem_gb: float = 5.0,
+    random_seed: int = 0,
+    name: str = "template_wf",
+) -> pe.Workflow:
+    """
+    Build the workflow that registers a prepared T1w brain to one template and writes its derivatives.
+
+    Parameters
+    ----------
+    scan : Scan
+        The scan.
+    target : Target
+        The template and its labels.
+    output_dir : str or Path
+        Root of the derivative dataset.
+    provenance : Provenance
+        Names of template and model, and what the sidecars say about the run.
+    several : bool, default False
+        Whether there are further templates: then the names of the scores carry this one's, and its image on the
+        T1w grid is made for the fusion of labels.
+    bias_correction : bool, default True
+        Whether the duration of a bias correction comes in.
+    init : {"affine", "rigid", "identity"}, default "affine"
+        Initial alignment.
+    model : str, default "mmln"
+        Name or path of the network's weights.
+    refine : "auto" or int, default "auto"
+        Iterations of instance optimisation.
+    topology : {"strict", "off"}, default "strict"
+        Repair the warp until nothing folds, or leave it as it comes.
+    device : str, default "cpu"
+        `cpu`, `cuda` or `cuda:N`.
+    omp_nthreads : int, default 1
+        Threads of one step.
+    mem_gb : float, default 5.0
+        Memory to reserve for the network, GB.
+    random_seed : int, default 0
+        Seed of NumPy, torch and the affine's sampling.
+    name : str, default "template_wf"
+        Name of the workflow.
+
+    Inputs
+    ------
+    t1w
+        The image as it came, skull and all, on the same grid.
+    t1w_preproc
+        Brain image on its native grid.
+    t1w_mask
+        Its brain mask.
+    mask_source
+        Where that came from, in words.
+    t1w_dseg, t1w_lesion
+        Its labels and its lesion mask (each only for a scan that has one).
+    seconds_brain, seconds_bias
+        Durations of the preprocessing, s (`seconds_bias` only with `bias_correction`).
+    template
+        Skull-stripped template image.
+    template_mask
+        Brain mask of the template.
+    template_dseg
+        Labels of the template (only of a target with labels).
+
+    Outputs
+    -------
+    forward_xfm, inverse_xfm
+        ITK composites T1w to template and back.
+    t1w_std, mask_std
+        Brain image and brain mask on the template's grid.
+    log_jacobian
+        Log-Jacobian of the forward transform.
+    qc_json, qc_tsv
+        Scores, timings, versions and device.
+    figure_mask, figure_registration, figure_warp, figure_jacobian
+        Figures of the report.
+    atlas_dseg, atlas_volumes, figure_labels
+        Atlas labels on the T1w grid, their volumes and their figure (only of a target with labels).
+    dseg_std, lesion_std
+        The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    """
+    workflow = pe.Workflow(name=name)
+    atlas, has_dseg, has_lesion = target.atlas, scan.has("dseg"), scan.has("lesion")
+    names = derivative_paths(scan, target.name, atlas) | figure_paths(scan, target.name, atlas)
+    keys = [key for key in names if not is_of_scan(key)]
+    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    own = ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion
+    template = ["template", "template_mask"]
+    labels = ["template_dseg"] * bool(atlas)
+    inputnode = pe.Node(IdentityInterface(fields=["t1w", *prepared, *own, *template, *labels]), name="inputnode")
+    outputnode = pe.Node(IdentityInterface(fields=keys), name="outputnode")
+
+    alignment_wf = init_alignment_wf(
+        affine=init, has_lesion=has_lesion, omp_nthreads=omp_nthreads, random_seed=random_seed
+    )
+    registration_wf = init_registration_wf(
+        model=model,
+        model_sha256=provenance.model_sha256,
+        refine=refine,
+        topology=topology,
+        device=device,
+        has_dseg=has_dseg,
+        has_lesion=has_lesion,
+        has_atlas=bool(atlas),
+        compare_labels=target.compare_labels and has_dseg and bool(atlas),
+        omp_nthreads=omp_nthreads,
+        mem_gb=mem_gb,
+        random_seed=random_seed,
+    )
+    evaluation_wf = init_evaluation_wf(
+        has_atlas=bool(atlas),
+        has_lesion=has_lesion,
+        bias_correction=bias_correction,
+        facts=_facts(scan, provenance, atlas),
+        label_names=target.label_names,
+    )
+    derivatives_wf = init_derivatives_wf(
+        scan=scan, output_dir=output_dir, provenance=provenance, atlas=atlas, several=several, keys=keys
+    )
+    registered = ["forward_xfm", "t1w_std", "log_jacobian"]
+    saved = [*registered, "inverse_xfm", "mask_std"] + ["atlas_dseg"] * bool(atlas)
+    saved += ["dseg_std"] * has_dseg + ["lesion_std"] * has_lesion
+    scored = ["qc_json", "qc_tsv", *(key for key in keys if key.startswith("figure_"))]
+    workflow.connect([
+        (inputnode, alignment_wf, _to_input(["t1w_preproc", "t1w_mask", *template] + ["t1w_lesion"] * has_lesion)),
+        (inputnode, registration_wf, _to_input(["t1w_preproc", "t1w_mask", *own, *template, *labels])),
+        (inputnode, evaluation_wf, _to_input(["t1w", *prepared, *template] + ["t1w_lesion"] * has_lesion)),
+        (alignment_wf, registration_wf, _between(["affine_xfm"])),
+        (alignment_wf, evaluation_wf, _between(["t1w_affine", "seconds_affine"])),
+        (registration_wf, evaluation_wf, _between([*registered, "warp", "metrics"] + ["atlas_dseg"] * bool(atlas))),
+        (registration_wf, derivatives_wf, _between(saved)),
+        (evaluation_wf, derivatives_wf, _between(scored)),
+        (derivatives_wf, outputnode, [(f"outputnode.{key}", key) for key in keys]),
+    ])  # fmt: skip
+    if atlas:
+        volumes = pe.Node(MeasureVolumes(label_names=dict(target.label_names)), name="volumes", mem_gb=1)
+        workflow.connect([
+            (registration_wf, volumes, [("outputnode.atlas_dseg", "in_file")]),
+            (volumes, derivatives_wf, [("out_file", "inputnode.atlas_volumes")]),
+        ])  # fmt: skip
+    if atlas and several:
+        apply_template = pe.Node(ApplyMMLNTransform(), name="apply_template", mem_gb=1)
+        labelling = pe.Node(IdentityInterface(fields=["template_t1w", "atlas_dseg"]), name="labelling")
+        workflow.connect([
+            (inputnode, apply_template, [("template", "in_file"), ("t1w_preproc", "reference")]),
+            (registration_wf, apply_template, [("outputnode.inverse_xfm", "transform")]),
+            (apply_template, labelling, [("out_file", "template_t1w")]),
+            (registration_wf, labelling, [("outputnode.atlas_dseg", "atlas_dseg")]),
+        ])  # fmt: skip
+    return workflow
+
+
+def _facts(scan: Scan, provenance: Provenance, atlas: str | None) -> dict:
+    """Say what was registered to what, for the record of the scores, which has its own word on topology."""
+    settings = {name: value for name, value in provenance.parameters.items() if name != "topology"}
+    return {
+        "subject": scan.subject,
+        "session": scan.session,
+        "t1w": provenance.uri(scan.t1w),
+        **({"images_averaged": len(scan.images)} if scan.others else {}),
+        "template": provenance.template,
+        "atlas": atlas,
+        **settings,
+    }
+
+
+def _to_input(fields):
+    """Pair fields of an inputnode with the same fields of an inner workflow's inputnode."""
+    return [(key, f"inputnode.{key}") for key in fields]
+
+
+def _between(fields):
+    """Pair fields of one inner workflow's outputnode with the same fields of another's inputnode."""
+    return [(f"outputnode.{key}", f"inputnode.{key}") for key in fields]
