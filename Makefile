@@ -47,14 +47,15 @@ docs: install  ## build the documentation without network; warnings are errors
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-# The layer contracts are checked on a built copy, where `workflows` and `bids_app` stand inside the package.
-lint: install  ## check style, types of the core and the layers of imports
+# Types and layers are those of the package as it is installed, with `workflows` and `bids_app` inside it: by links.
+lint: install  ## check style, types and the layers of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	@rm -rf build && $(PIP) --no-deps --no-build-isolation --target build/lint .
-	cd build/lint && $(abspath $(BIN))/lint-imports --no-cache --config $(CURDIR)/pyproject.toml
-	@rm -rf build
+	@rm -rf build/linked && mkdir -p build/linked/mmln_pipeline
+	@ln -s $(CURDIR)/mmln_pipeline/* $(CURDIR)/workflows $(CURDIR)/bids_app build/linked/mmln_pipeline/
+	cd build/linked && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
+	cd build/linked && $(abspath $(BIN))/lint-imports --no-cache --config $(CURDIR)/pyproject.toml
+	@rm -rf build/linked
 
 format: install  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

@@ -63,7 +63,7 @@ setup(
             "py.typed",
             "weights/*.safetensors",
             "weights/*.json",
-            "data/*.tsv",
+            "atlas/tables/*.tsv",
             "reporting/report.yml",
             "reporting/templates/*",
         ],

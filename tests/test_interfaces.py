@@ -85,7 +85,7 @@ def test_correct_bias_keeps_the_grid(files):
 
 
 @pytest.mark.parametrize(
-    ("name", "core"), [("CorrectBias", "volumes.correct_bias"), ("AffineInit", "affine.estimate_affine")]
+    ("name", "core"), [("CorrectBias", "images.volumes.correct_bias"), ("AffineInit", "linear.affine.estimate_affine")]
 )
 def test_itk_runs_on_the_node_s_threads(files, monkeypatch, name, core):
     seen = []

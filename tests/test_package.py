@@ -64,7 +64,7 @@ def test_wheel_has_every_data_file(members):
         if path.is_file() and path.suffix not in {".py", ".pyc"}
     }
     assert {"mmln_pipeline/weights/mmln.safetensors", "mmln_pipeline/weights/mmln.json"} <= data
-    assert "mmln_pipeline/data/structures28.tsv" in data
+    assert "mmln_pipeline/atlas/tables/structures28.tsv" in data
     assert data - members == set()
 
 

@@ -96,7 +96,9 @@ def network(monkeypatch):
     model = Shift()
     monkeypatch.setattr(weights, "load_model", lambda name, device: (model, CARD))
     monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, lia_affine()))
-    monkeypatch.setattr(registration.fields, "taper", lambda velocity, shape: velocity)  # so small a grid is all border
+    monkeypatch.setattr(
+        registration.warping, "taper", lambda velocity, shape: velocity
+    )  # so small a grid is all border
     return model
 
 

@@ -136,7 +136,7 @@ def load_label_table(source: str | Path) -> LabelTable:
 
 def bundled_path(name: str) -> Path:
     """Return the path of a bundled table, by its name in `BUNDLED`."""
-    return Path(str(resources.files("mmln_pipeline") / "data" / BUNDLED[name]))
+    return Path(str(resources.files("mmln_pipeline.atlas") / "tables" / BUNDLED[name]))
 
 
 def find_dseg_table(dseg: Path) -> Path | None:

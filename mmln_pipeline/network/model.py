@@ -268,8 +268,8 @@ class MMLN(nn.Module):
         Returns
         -------
         tuple of Tensor, each of shape (B, 3, i, j, k)
-            Velocity fields in the order of :func:`mmln_pipeline.fields.warping.integrate`: one for each run of a level when
-            they compose, their sum alone when they add.
+            Velocity fields in the order of :func:`mmln_pipeline.fields.warping.integrate`: one for each run of a level
+            when they compose, their sum alone when they add.
         """
         outputs = self.run(fixed, moving, None if finest else max(1, self.config.levels - 1))
         if self.config.combine == "add":

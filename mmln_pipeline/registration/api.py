@@ -46,7 +46,8 @@ def register(
     Parameters
     ----------
     fixed, moving : path or Nifti1Image
-        Skull-stripped 3-D images, or raw heads together with their masks (`mmln_pipeline.linear.skullstrip.find_brain`).
+        Skull-stripped 3-D images, or raw heads together with their masks
+        (`mmln_pipeline.linear.skullstrip.find_brain`).
     init : {"affine", "rigid", "identity"}, path or ndarray of shape (4, 4), default="affine"
         Linear start: estimate one, take the images as aligned already, read an ITK affine file, or
         use a matrix (RAS mm, fixed world to moving world).
