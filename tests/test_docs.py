@@ -256,3 +256,23 @@ def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     links = [link.split("#")[0] for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text)]
     assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+# -------------------------------------------------------------------------------------------------- the house
+
+
+def test_architecture_names_what_exists():
+    text = PAGES["architecture"]
+    named = re.findall(r"`((?:mmln_pipeline|workflows|bids_app|docs)[\w/.]*)`", text)
+    assert len(named) > 30 and [name for name in named if not (ROOT / name).exists()] == []
+    wings = {f"mmln_pipeline/{path.parent.name}" for path in (ROOT / "mmln_pipeline").glob("*/__init__.py")}
+    assert (
+        sorted(wings - {"mmln_pipeline/" + name for name in re.findall(r"^\| `mmln_pipeline/(\w+)` \|", text, re.M)})
+        == []
+    )
+
+
+def test_no_two_modules_share_a_name():
+    paths = [path for folder in ("mmln_pipeline", "workflows", "bids_app") for path in (ROOT / folder).rglob("*.py")]
+    names = [path.name for path in paths if path.name != "__init__.py"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
