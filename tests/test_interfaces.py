@@ -165,33 +165,32 @@ def test_evaluation_measures_and_records(files):
         moving=files["moving"],
         transform=str(Path("shift.mat").absolute()),
         moving_dseg=files["dseg"],
-        seconds_brain=1.5,
-        facts={"subject": "01", "atlas": None},
     )
     out = evaluate.run().outputs
     record = json.loads(Path(out.out_json).read_text())
     assert record == out.scores
     assert record["similarity"]["global_correlation"]["after"] > 0.99
     assert record["folding_percent"] == 0 and record["tc"] == pytest.approx(1, abs=0.05)
-    assert record["seconds"] == {"brain_extraction": 1.5}
     assert {"python", "torch", "nibabel"} <= set(record["versions"])
+    header, row = Path(out.out_tsv).read_text().splitlines()
+    assert dict(zip(header.split("\t"), row.split("\t"), strict=True))["versions_torch"]
+
+
+def test_record_joins_the_registration_with_what_came_before(files):
+    Path("metrics.json").write_text('{"dice": 0.5, "topology": null, "seconds": {"network": 2.0}}')
+    record = interfaces.RecordRegistration(
+        metrics=str(Path("metrics.json").absolute()),
+        brain_mask="given",
+        seconds_affine=3.0,
+        facts={"subject": "01", "atlas": None},
+    )
+    out = record.run().outputs
+    assert json.loads(Path(out.out_json).read_text()) == out.scores
+    assert list(out.scores)[:4] == ["subject", "atlas", "brain_mask", "dice"]
+    assert out.scores["dice"] == 0.5 and out.scores["seconds"] == {"affine_init": 3.0, "network": 2.0}
     header, row = Path(out.out_tsv).read_text().splitlines()
     table = dict(zip(header.split("\t"), row.split("\t"), strict=True))
     assert table["subject"] == "01" and table["atlas"] == "n/a" and table["versions_torch"]
-
-
-def test_evaluation_takes_the_registration_s_own_scores(files):
-    Path("metrics.json").write_text('{"dice": 0.5, "seconds": {"network": 2.0}}')
-    save_affine(np.eye(4), "identity.mat")
-    out = interfaces.EvaluateRegistration(
-        fixed=files["fixed"],
-        moving=files["moving"],
-        transform=str(Path("identity.mat").absolute()),
-        metrics=str(Path("metrics.json").absolute()),
-        seconds_affine=3.0,
-    ).run()
-    scores = out.outputs.scores
-    assert scores["dice"] == 0.5 and scores["seconds"] == {"affine_init": 3.0, "network": 2.0}
 
 
 def test_plots(files):

@@ -1,9 +1,9 @@
-"""Workflow of the linear alignment: from a prepared brain to its start on the network's grid."""
+"""Workflow of the linear alignment of a prepared brain to a template."""
 
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
-from mmln_pipeline.interfaces import AffineInit, ConformGrid, NormalizeIntensity
+from mmln_pipeline.interfaces import AffineInit
 
 
 def init_alignment_wf(
@@ -47,8 +47,6 @@ def init_alignment_wf(
     -------
     affine_xfm
         ITK affine, template world to T1w world (mm).
-    t1w_affine
-        `t1w_preproc` in affine alignment on the network's grid, intensities in [0, 1].
     seconds_affine
         Duration of the alignment, s.
     """
@@ -56,14 +54,12 @@ def init_alignment_wf(
     workflow.__desc__ = _describe(affine)
     inputs = ["t1w_preproc", "t1w_mask", "template", "template_mask"] + ["t1w_lesion"] * has_lesion
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
-    outputnode = pe.Node(IdentityInterface(fields=["affine_xfm", "t1w_affine", "seconds_affine"]), name="outputnode")
+    outputnode = pe.Node(IdentityInterface(fields=["affine_xfm", "seconds_affine"]), name="outputnode")
     affine_init = pe.Node(
         AffineInit(kind=affine, random_seed=random_seed, num_threads=omp_nthreads),
         name="affine_init",
         mem_gb=1,
     )
-    conform = pe.Node(ConformGrid(), name="conform", mem_gb=1)
-    normalize = pe.Node(NormalizeIntensity(), name="normalize", mem_gb=1)
     workflow.connect([
         (inputnode, affine_init, [
             ("template", "fixed"),
@@ -71,15 +67,7 @@ def init_alignment_wf(
             ("t1w_preproc", "moving"),
             ("t1w_mask", "moving_mask"),
         ]),
-        (inputnode, conform, [
-            ("template", "reference"),
-            ("template_mask", "reference_mask"),
-            ("t1w_preproc", "in_file"),
-        ]),
-        (affine_init, conform, [("out_xfm", "in_xfm")]),
         (affine_init, outputnode, [("out_xfm", "affine_xfm"), ("seconds", "seconds_affine")]),
-        (conform, normalize, [("out_file", "in_file")]),
-        (normalize, outputnode, [("out_file", "t1w_affine")]),
     ])  # fmt: skip
     if has_lesion:
         workflow.connect(inputnode, "t1w_lesion", affine_init, "moving_lesion")

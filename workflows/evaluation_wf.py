@@ -1,11 +1,11 @@
-"""Workflow that scores one registration and draws its figures."""
+"""Workflow that records one registration's scores and draws its figures."""
 
 from collections.abc import Mapping
 
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
-from mmln_pipeline.interfaces import EvaluateRegistration, PlotRegistration
+from mmln_pipeline.interfaces import ConformGrid, NormalizeIntensity, PlotRegistration, RecordRegistration
 
 
 def init_evaluation_wf(
@@ -18,7 +18,7 @@ def init_evaluation_wf(
     name: str = "evaluation_wf",
 ) -> pe.Workflow:
     """
-    Build the workflow that scores and draws a registration.
+    Build the workflow that records a registration's scores and draws it.
 
     Parameters
     ----------
@@ -49,14 +49,12 @@ def init_evaluation_wf(
         Its brain mask.
     mask_source
         Where that came from, in words.
-    t1w_affine
-        Brain image in the template's world by the affine alone.
+    affine_xfm
+        ITK affine, template world to T1w world.
     t1w_std
         Brain image registered to the template.
-    forward_xfm
-        ITK composite, template world to T1w world.
     warp
-        The same as ITK displacement field.
+        The registration's transform as ITK displacement field.
     log_jacobian
         Log-Jacobian of the same.
     metrics
@@ -92,7 +90,7 @@ def init_evaluation_wf(
         "of the log-Jacobian inside the brain; fixed limits on these and further scores gave each a verdict "
         "(pass, look or fail).\n"
     )
-    inputs = ["template", "template_mask", "t1w", "t1w_preproc", "t1w_mask", "t1w_affine", "t1w_std", "forward_xfm"]
+    inputs = ["template", "template_mask", "t1w", "t1w_preproc", "t1w_mask", "affine_xfm", "t1w_std"]
     inputs += ["warp", "log_jacobian", "metrics", "mask_source", "seconds_brain", "seconds_affine"]
     inputs += ["atlas_dseg"] * has_atlas + ["t1w_lesion"] * has_lesion + ["seconds_bias"] * bias_correction
     outputs = ["qc_json", "qc_tsv", "figure_mask", "figure_registration", "figure_warp", "figure_jacobian"]
@@ -100,23 +98,28 @@ def init_evaluation_wf(
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
-    evaluation = pe.Node(EvaluateRegistration(facts=dict(facts or {})), name="evaluation", mem_gb=1)
+    record = pe.Node(RecordRegistration(facts=dict(facts or {})), name="record", mem_gb=0.2)
+    conform = pe.Node(ConformGrid(), name="conform", mem_gb=1)
+    normalize = pe.Node(NormalizeIntensity(), name="normalize", mem_gb=1)
     plots = pe.Node(PlotRegistration(), name="plots", mem_gb=2)
     workflow.connect([
-        (inputnode, evaluation, [
-            ("template", "fixed"),
-            ("template_mask", "fixed_mask"),
-            ("t1w_preproc", "moving"),
-            ("forward_xfm", "transform"),
+        (inputnode, record, [
             ("metrics", "metrics"),
             ("mask_source", "brain_mask"),
             ("seconds_brain", "seconds_brain"),
             ("seconds_affine", "seconds_affine"),
         ]),
+        (inputnode, conform, [
+            ("template", "reference"),
+            ("template_mask", "reference_mask"),
+            ("t1w_preproc", "in_file"),
+            ("affine_xfm", "in_xfm"),
+        ]),
+        (conform, normalize, [("out_file", "in_file")]),
+        (normalize, plots, [("out_file", "before")]),
         (inputnode, plots, [
             ("template", "fixed"),
             ("template_mask", "fixed_mask"),
-            ("t1w_affine", "before"),
             ("t1w_std", "after"),
             ("warp", "warp"),
             ("log_jacobian", "log_jacobian"),
@@ -124,7 +127,7 @@ def init_evaluation_wf(
             ("t1w_preproc", "moving"),
             ("t1w_mask", "moving_mask"),
         ]),
-        (evaluation, outputnode, [("out_json", "qc_json"), ("out_tsv", "qc_tsv")]),
+        (record, outputnode, [("out_json", "qc_json"), ("out_tsv", "qc_tsv")]),
         (plots, outputnode, [
             ("out_mask", "figure_mask"),
             ("out_registration", "figure_registration"),
@@ -133,7 +136,7 @@ def init_evaluation_wf(
         ]),
     ])  # fmt: skip
     if bias_correction:
-        workflow.connect(inputnode, "seconds_bias", evaluation, "seconds_bias")
+        workflow.connect(inputnode, "seconds_bias", record, "seconds_bias")
     if has_lesion:
         workflow.connect(inputnode, "t1w_lesion", plots, "moving_lesion")
     if has_atlas:

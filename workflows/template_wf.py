@@ -147,8 +147,8 @@ def init_template_wf(
     derivatives_wf = init_derivatives_wf(
         scan=scan, output_dir=output_dir, provenance=provenance, atlas=atlas, several=several, keys=keys
     )
-    registered = ["forward_xfm", "t1w_std", "log_jacobian"]
-    saved = [*registered, "inverse_xfm", "mask_std"] + ["atlas_dseg"] * bool(atlas)
+    drawn = ["t1w_std", "log_jacobian", "warp", "metrics"] + ["atlas_dseg"] * bool(atlas)
+    saved = ["forward_xfm", "inverse_xfm", "t1w_std", "mask_std", "log_jacobian"] + ["atlas_dseg"] * bool(atlas)
     saved += ["dseg_std"] * has_dseg + ["lesion_std"] * has_lesion
     scored = ["qc_json", "qc_tsv", *(key for key in keys if key.startswith("figure_"))]
     workflow.connect([
@@ -156,8 +156,8 @@ def init_template_wf(
         (inputnode, registration_wf, _to_input(["t1w_preproc", "t1w_mask", *own, *template, *labels])),
         (inputnode, evaluation_wf, _to_input(["t1w", *prepared, *template] + ["t1w_lesion"] * has_lesion)),
         (alignment_wf, registration_wf, _between(["affine_xfm"])),
-        (alignment_wf, evaluation_wf, _between(["t1w_affine", "seconds_affine"])),
-        (registration_wf, evaluation_wf, _between([*registered, "warp", "metrics"] + ["atlas_dseg"] * bool(atlas))),
+        (alignment_wf, evaluation_wf, _between(["affine_xfm", "seconds_affine"])),
+        (registration_wf, evaluation_wf, _between(drawn)),
         (registration_wf, derivatives_wf, _between(saved)),
         (evaluation_wf, derivatives_wf, _between(scored)),
         (derivatives_wf, outputnode, [(f"outputnode.{key}", key) for key in keys]),

@@ -9,6 +9,8 @@ CITATION = "logs/CITATION.md"
 CONFIG = "logs/mmln-bids.toml"
 CRASHES = "logs/crash"
 RESOURCES = "logs/resource_monitor.json"
+QC_ENDING = "_desc-registration_qc.json"
+FUSED_ENDING = f"_space-T1w_seg-{FUSED}_qc.json"
 GROUP_TABLE = "group_registration.tsv"
 GROUP_REPORT = "group_registration.html"
 
@@ -18,6 +20,11 @@ BIDSIGNORE_LINES = (
     *("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),
     *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
 )
+
+
+def figures_folder(subject: str) -> str:
+    """Return the folder of a subject's figures, relative to the output directory."""
+    return f"sub-{subject}/figures"
 
 
 def report_name(subject: str) -> str:
@@ -58,8 +65,8 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, sev
         "mask_std": f"{head}_space-{template}_desc-brain_mask.nii.gz",
         "t1w_mask": f"{head}_desc-brain_mask.nii.gz",
         "log_jacobian": f"{head}_space-{template}_desc-jacobian_T1w.nii.gz",
-        "qc_json": f"{scored}_desc-registration_qc.json",
-        "qc_tsv": f"{scored}_desc-registration_qc.tsv",
+        "qc_json": f"{scored}{QC_ENDING}",
+        "qc_tsv": f"{scored}{QC_ENDING.removesuffix('.json')}.tsv",
     }
     if atlas:
         paths["atlas_dseg"] = f"{head}_space-T1w_seg-{atlas}_dseg.nii.gz"
@@ -110,9 +117,10 @@ def fused_paths(scan: Scan, has_dseg: bool) -> dict[str, str]:
     paths = {
         "fused_dseg": f"{head}_dseg.nii.gz",
         "fused_volumes": f"{head}_volumes.tsv",
-        "fused_figure": f"sub-{scan.subject}/figures/{scan.stem}_space-T1w_seg-{FUSED}_dseg.svg",
+        "fused_figure": f"{figures_folder(scan.subject)}/{scan.stem}_space-T1w_seg-{FUSED}_dseg.svg",
     }
-    return paths | ({"fused_qc": f"{head}_qc.json"} if has_dseg else {})
+    fused_qc = f"{scan.folder}/{scan.stem}{FUSED_ENDING}"
+    return paths | ({"fused_qc": fused_qc} if has_dseg else {})
 
 
 def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[str, str]:
@@ -128,7 +136,7 @@ def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[st
     dict
         Path relative to the output directory, by the name of the workflow's output.
     """
-    head = f"sub-{scan.subject}/figures/{scan.stem}"
+    head = f"{figures_folder(scan.subject)}/{scan.stem}"
     paths = {
         "figure_mask": f"{head}_desc-brain_mask.svg",
         "figure_registration": f"{head}_space-{template}_desc-registration_T1w.svg",

@@ -16,6 +16,7 @@ from mmln_pipeline.interfaces.preprocessing import (
     LoadTemplate,
     NormalizeIntensity,
 )
+from mmln_pipeline.interfaces.recording import RecordRegistration
 from mmln_pipeline.interfaces.saving import SaveDerivative
 from mmln_pipeline.interfaces.scoring import EvaluateRegistration, PlotRegistration
 from mmln_pipeline.interfaces.segmentation import FuseLabels, MeasureVolumes, PlotLabels, ScoreLabels
@@ -35,6 +36,7 @@ __all__ = [
     "NormalizeIntensity",
     "PlotLabels",
     "PlotRegistration",
+    "RecordRegistration",
     "SaveDerivative",
     "ScoreLabels",
     "SubjectReference",

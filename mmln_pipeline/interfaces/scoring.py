@@ -1,9 +1,5 @@
 """Nipype interfaces that score a registration and draw it."""
 
-import json
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -16,9 +12,7 @@ from nipype.interfaces.base import (
 )
 
 from mmln_pipeline.interfaces.preprocessing import optional
-from mmln_pipeline.interfaces.saving import put_text, to_json
-
-PACKAGES = ("mmln-pipeline", "torch", "SimpleITK", "nipype", "nibabel", "numpy", "scipy")
+from mmln_pipeline.interfaces.recording import RecordOutputSpec, write_record
 
 
 class _EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
@@ -29,49 +23,17 @@ class _EvaluateRegistrationInputSpec(BaseInterfaceInputSpec):
     fixed_dseg = File(exists=True, desc="labels of the fixed image, on its grid")
     moving_dseg = File(exists=True, desc="labels of the moving image, on its grid")
     labels = File(exists=True, desc="TSV that groups label numbers into structures")
-    metrics = File(exists=True, desc="scores that the registration measured itself (JSON): not measured anew")
-    brain_mask = traits.Str(desc="where the moving image's brain mask came from, in words")
-    seconds_brain = traits.Float(desc="duration of the brain extraction, s")
-    seconds_bias = traits.Float(desc="duration of the bias correction, s")
-    seconds_affine = traits.Float(desc="duration of the affine, s")
-    facts = traits.Dict(desc="what else the record should say: subject, template, model")
-
-
-class _EvaluateRegistrationOutputSpec(TraitedSpec):
-    out_json = File(exists=True, desc="scores, timings (s), versions and device")
-    out_tsv = File(exists=True, desc="the same as a table of one row")
-    scores = traits.Dict(desc="content of `out_json`")
 
 
 class EvaluateRegistration(SimpleInterface):
-    """Score a registration (Dice, Jacobian, TC, similarity, verdict) and record timings, machine and versions."""
+    """Score a registration of any tool: Dice, Jacobian, TC, similarity, verdict."""
 
     input_spec = _EvaluateRegistrationInputSpec
-    output_spec = _EvaluateRegistrationOutputSpec
+    output_spec = RecordOutputSpec
 
     def _run_interface(self, runtime):
-        from mmln_pipeline.scores.evaluation import jsonable
-
-        facts = self._facts()
-        scores = jsonable({**facts, **self._measure(), **facts})  # facts stand first, and have the last word
-        scores["seconds"] = self._seconds(scores.get("seconds") or {})
-        scores |= {"machine": _machine(), "versions": _versions()}
-        self._results["scores"] = scores
-        self._results["out_json"] = str(Path(runtime.cwd) / "qc.json")
-        self._results["out_tsv"] = str(Path(runtime.cwd) / "qc.tsv")
-        put_text(to_json(scores), self._results["out_json"])
-        put_text(_to_tsv(scores), self._results["out_tsv"])
+        self._results.update(write_record(self._evaluate(), Path(runtime.cwd)))
         return runtime
-
-    def _facts(self):
-        facts = dict(self.inputs.facts) if isdefined(self.inputs.facts) else {}
-        return facts | ({"brain_mask": self.inputs.brain_mask} if isdefined(self.inputs.brain_mask) else {})
-
-    def _measure(self):
-        """Take the registration's own scores, or measure them."""
-        if isdefined(self.inputs.metrics):
-            return json.loads(Path(self.inputs.metrics).read_text(encoding="utf-8"))
-        return self._evaluate()
 
     def _evaluate(self):
         """Measure every score that needs no record of the registration."""
@@ -95,48 +57,6 @@ class EvaluateRegistration(SimpleInterface):
         )
         transform = read_transform(self.inputs.transform)
         return evaluate_transform(fixed, moving, transform, labels=table, **optionals)
-
-    def _seconds(self, measured):
-        """Put the durations of the earlier steps before those of the registration."""
-        steps = {
-            "brain_extraction": optional(self.inputs.seconds_brain),
-            "bias_correction": optional(self.inputs.seconds_bias),
-            "affine_init": optional(self.inputs.seconds_affine),
-        }
-        return {key: value for key, value in steps.items() if value is not None} | measured
-
-
-def _versions():
-    """Return the version of each package that shapes the result, and of Python."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _machine():
-    """Return what the machine is; its name is left out, since results are shared."""
-    names = [line.split(":", 1)[1].strip() for line in _read_cpuinfo() if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return {"system": platform.platform(terse=True), "processor": processor, "processors": os.cpu_count()}
-
-
-def _read_cpuinfo():
-    """Return the lines in which Linux describes the processors; none elsewhere."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-
-
-def _to_tsv(scores):
-    """Write scores as a header and one row; missing values are `n/a`, as BIDS has it."""
-    from mmln_pipeline.reporting.shown_scores import leaves
-
-    flat = {"_".join(path): value for path, value in leaves(scores)}
-    cells = ["n/a" if value is None else str(value).replace("\t", " ") for value in flat.values()]
-    return "\t".join(flat) + "\n" + "\t".join(cells) + "\n"
 
 
 class _PlotRegistrationInputSpec(BaseInterfaceInputSpec):

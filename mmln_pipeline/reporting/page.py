@@ -14,10 +14,11 @@ import jinja2
 from markupsafe import Markup, escape
 
 from mmln_pipeline import __version__
+from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting import shown_scores
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, scan_ranges
-from mmln_pipeline.reporting.record import FUSED_ENDING, done_rows, machine_rows, read_records
+from mmln_pipeline.reporting.record import done_rows, machine_rows, read_records
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "templates" / "report.html"
@@ -107,12 +108,12 @@ def write_subject_report(
         head = _with_space(stem, content)
         fragments[f"{head}_desc-done_T1w"] = _macros().pairs(done_rows(content))
         fragments[f"{head}_desc-scores_T1w"] = _scores(stem, content, group)
-    for stem, content in read_records(output_dir, label, FUSED_ENDING).items():
+    for stem, content in read_records(output_dir, label, filenames.FUSED_ENDING).items():
         fragments[f"{stem}_desc-fused_T1w"] = _fused(content)
     if citation:
         fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(_render_markdown(citation))
     fragments[f"sub-{label}_desc-errors_T1w"] = _macros().errors(failures)
-    page = output_dir / f"sub-{label}.html"
+    page = output_dir / filenames.report_name(label)
     html = _assemble(label, fragments)
     if not page.exists() or page.read_text(encoding="utf-8") != html:
         write_text(page, html)
@@ -135,7 +136,7 @@ def _assemble(label: str, fragments: Mapping[str, str]) -> str:
     from nireports.assembler.report import Report
 
     with tempfile.TemporaryDirectory(dir=_scratch_root()) as scratch:
-        figures = Path(scratch) / f"sub-{label}" / "figures"
+        figures = Path(scratch) / filenames.figures_folder(label)
         figures.mkdir(parents=True)
         for stem, fragment in fragments.items():
             (figures / f"{stem}.html").write_text(fragment, encoding="utf-8")
@@ -172,7 +173,7 @@ def _macros() -> Any:
 
 def _figure_fragments(output_dir: Path, label: str) -> Iterator[tuple[str, str]]:
     """Yield the file stem and the HTML of each of the subject's figures."""
-    for path in sorted((output_dir / f"sub-{label}" / "figures").glob(f"sub-{label}_*.svg")):
+    for path in sorted((output_dir / filenames.figures_folder(label)).glob(f"sub-{label}_*.svg")):
         svg = path.read_text(encoding="utf-8")
         link = path.relative_to(output_dir).as_posix()
         if "_desc-registration_" in path.name:
@@ -196,7 +197,7 @@ def _data_uri(svg: str) -> str:
 
 def _read_citation(output_dir: Path) -> str:
     """Read the dataset's methods text, if it has one."""
-    path = output_dir / "logs" / "CITATION.md"
+    path = output_dir / filenames.CITATION
     return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 

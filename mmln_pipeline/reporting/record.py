@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmln_pipeline.atlas.sources import FUSED
+from mmln_pipeline.derivatives.filenames import QC_ENDING
 from mmln_pipeline.reporting.shown_scores import write_number
 from mmln_pipeline.scores.quality import is_number
 
 Record = Mapping[str, Any]
 
-QC_ENDING = "_desc-registration_qc.json"
-FUSED_ENDING = f"_space-T1w_seg-{FUSED}_qc.json"
 ALIGNMENTS = {
     "affine": "12 parameters, by mutual information",
     "rigid": "6 parameters, by mutual information",
@@ -32,7 +30,7 @@ def read_records(output_dir: Path, subject: str = "*", ending: str = QC_ENDING) 
     subject : str, default="*"
         Label of one subject; all by default.
     ending : str, default="_desc-registration_qc.json"
-        How the files' names end: registrations, or `FUSED_ENDING`, labels of several atlases.
+        How the files' names end: registrations, or labels of several atlases (`mmln_pipeline.derivatives.filenames`).
 
     Returns
     -------
