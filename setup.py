@@ -30,11 +30,14 @@ def list_packages():
     return names
 
 
+TRAIN = ["lightning>=2.2"]
 TEST = [
+    *TRAIN,
     "antspyx>=0.5",
     "bids-validator-deno>=2",
     "build>=1.2",
     "hypothesis>=6",
+    "nitransforms>=24",
     "pytest>=8",
     "pytest-cov>=5",
     "setuptools>=70.1",
@@ -67,24 +70,26 @@ setup(
             "reporting/report.yml",
             "reporting/templates/*",
         ],
-        "mmln_pipeline.bids_app": ["*.yml", "*.toml", "data/*"],
+        "mmln_pipeline.workflows": ["references.bib"],
     },
     python_requires=">=3.10",
     install_requires=[
+        "bids-validator>=1.13",
         "h5py>=3.8",
         "jinja2>=3",
-        "lightning>=2.2",
+        "markdown-it-py>=3",
+        "markupsafe>=2",
         "matplotlib>=3.7",
         "nibabel>=5.2",
         "nilearn>=0.11",
         "nipype>=1.8.6",
         "nireports>=25",
-        "nitransforms>=24",
         "numpy>=1.24",
         "pandas>=2",
         "pillow>=10",
         "psutil>=5.9",
         "pybids>=0.17",
+        "pybtex>=0.25",
         "pyyaml>=6",
         "rich>=13",
         "safetensors>=0.4",
@@ -96,6 +101,7 @@ setup(
         "torch>=2.4",
     ],
     extras_require={
+        "train": TRAIN,
         "test": TEST,
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6", "tabulate>=0.9"],

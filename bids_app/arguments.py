@@ -1,12 +1,12 @@
 """Command line of the BIDS App: every option, and the checks that come before any work."""
 
 import argparse
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.invocation import Config, read_toml
@@ -258,7 +258,9 @@ def _add_run(group):
     group.add_argument("--config-file", type=Path, metavar="TOML", help="settings, as written to logs/mmln-bids.toml")
     group.add_argument("--dry-run", action="store_true", help="say what would run, and write nothing")
     group.add_argument("--reports-only", action="store_true", help="write the reports of finished subjects anew")
-    group.add_argument("--boilerplate-only", action="store_true", help="write logs/CITATION.md only")
+    group.add_argument(
+        "--boilerplate-only", action="store_true", help="write the methods text and its references (logs/CITATION) only"
+    )
     group.add_argument("--write-graph", action="store_true", help="draw the workflow in the work directory")
     group.add_argument("--stop-on-first-crash", action="store_true", help="stop all subjects when one fails")
     group.add_argument("--resource-monitor", action="store_true", help="record memory and processors")
@@ -345,14 +347,11 @@ def _strip(labels: Sequence[str], prefix: str) -> tuple[str, ...]:
 
 def _available_processors() -> int:
     """Return the number of processors this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if hasattr(psutil.Process, "cpu_affinity"):  # not on macOS
+        return len(psutil.Process().cpu_affinity())
+    return psutil.cpu_count() or 1
 
 
 def _total_memory_gb() -> float:
-    """Return the machine's memory, GB (16 where it does not tell)."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    except (ValueError, OSError, AttributeError):
-        return 16.0
+    """Return the machine's memory, GB."""
+    return psutil.virtual_memory().total / 1e9

@@ -32,7 +32,7 @@ def check_output_dataset(output_dir: Path) -> None:
         )
 
 
-def write_dataset_files(config: Config, method: Method, boilerplate: str) -> None:
+def write_dataset_files(config: Config, method: Method, boilerplate: tuple[str, str]) -> None:
     """Write the files that describe the dataset; those that would not change stay untouched.
 
     Parameters
@@ -41,13 +41,14 @@ def write_dataset_files(config: Config, method: Method, boilerplate: str) -> Non
         Settings of the run.
     method : Method
         What they mean on this machine.
-    boilerplate : str
-        Methods text, Markdown.
+    boilerplate : tuple of str
+        Methods text (Markdown), and its references (BibTeX).
     """
     root = config.output_dir
     put_text(to_json(_describe(config, method)), root / filenames.DESCRIPTION)
     write_bidsignore(root)
-    put_text(boilerplate, root / filenames.CITATION)
+    for text, name in zip(boilerplate, (filenames.CITATION, filenames.BIBTEX), strict=True):
+        put_text(text, root / name)
     put_text(config.to_toml(), root / filenames.CONFIG)
     for atlas, table in method.tables.items():
         put_text(table, root / filenames.atlas_table_name(atlas))

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives.filenames import derivative_paths, std_labels_path
@@ -178,22 +180,16 @@ def _read_json(path: Path) -> dict[str, Value]:
 
 def _read_tsv(path: Path) -> dict[str, Value]:
     """Read the table of one row that stands beside the JSON file."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    options = {
+        "na_values": ["", "n/a"],
+        "keep_default_na": False,
+        "quoting": csv.QUOTE_NONE,
+        "dtype": {"template": str},
+    }
+    rows = pd.read_csv(path, sep="\t", **options).astype(object).to_dict("records")
     if len(rows) != 1:
         raise ValueError(f"expected one row, found {len(rows)}")
-    cells = {name: text if name == "template" else _parse_cell(text) for name, text in rows[0].items() if name}
-    return flatten({name: value for name, value in cells.items() if not name.startswith("versions_")})
-
-
-def _parse_cell(text: str | None) -> Value:
-    """Read a number, text, or None from a cell."""
-    if text in (None, "", "n/a"):
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return flatten({name: value for name, value in rows[0].items() if not name.startswith("versions_")})
 
 
 def _check_template(config: Config, results: Results, template: str) -> None:

@@ -222,6 +222,7 @@ def test_dry_run_writes_nothing(place, command, tmp_path, capsys):
 def test_boilerplate_only(command, tmp_path):
     assert command("--boilerplate-only") == 0
     assert "# References" in (tmp_path / "out/logs/CITATION.md").read_text()
+    assert "@article{mmln," in (tmp_path / "out/logs/CITATION.bib").read_text()
     assert not list(tmp_path.glob("out/sub-*"))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmln_pipeline import __version__, weights
-from mmln_pipeline.cli import main
+from mmln_pipeline.cli import commands, main
 from mmln_pipeline.cli.parser import build_parser
 from mmln_pipeline.registration import steps
 from mmln_pipeline.space.grids import Grid
@@ -211,6 +211,12 @@ def test_models(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(weights, "list_models", lambda: [])
     assert main(["models"]) == 0
     assert "No model is bundled" in capsys.readouterr().out
+
+
+def test_train_names_the_extra_that_it_needs(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "find_spec", lambda name: None)
+    assert main(["train", "config.toml"]) == 2
+    assert "pip install 'mmln-pipeline[train]'" in error_line(capsys)
 
 
 def test_train_hands_its_options_on(monkeypatch, capsys, tmp_path):

@@ -1,10 +1,12 @@
 """The distribution installs exactly one import package, complete, and it works from another folder."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,41 @@ def test_installed_copy_works_from_another_folder(wheel, tmp_path):
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "mmln" in run.stdout
+
+
+def list_imports():
+    """Top-level names of other packages that the source folders import, with one file that does."""
+    found = {}
+    for path in (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found |= {name.split(".")[0]: str(path.relative_to(ROOT)) for name in names}
+    return {name: path for name, path in found.items() if name not in {*sys.stdlib_module_names, "mmln_pipeline"}}
+
+
+def test_what_is_imported_is_declared_and_nothing_else():
+    setup = (ROOT / "setup.py").read_text()
+    needed = setup[setup.index("install_requires") : setup.index("extras_require")]
+    trained = re.search(r"TRAIN = \[(.*)\]", setup)[1]
+    declared = {name.lower().replace("_", "-") for name in re.findall(r'["\']([A-Za-z][\w-]*)>=', needed + trained)}
+    providers = packages_distributions()
+    imported = {providers.get(name, [name])[0].lower().replace("_", "-"): path for name, path in list_imports().items()}
+    assert {name: path for name, path in imported.items() if name not in declared} == {}
+    assert declared - set(imported) - {"tomli"} == set()  # tomli: before Python 3.11 only
+
+
+def test_nothing_posix_only_is_imported_at_the_top():
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
+    at_top = [
+        (str(path.relative_to(ROOT)), name)
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+        if name in posix
+    ]
+    assert at_top == []
 
 
 def test_constraints_pin_every_requirement():

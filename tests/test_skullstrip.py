@@ -221,7 +221,7 @@ def test_head_without_a_brain_is_named(files, monkeypatch):
 
 def test_methods_text_names_the_method(files, tmp_path):
     def text(**settings):
-        return write_boilerplate(init_preproc_wf(bias_correction=False, **settings))
+        return write_boilerplate(init_preproc_wf(bias_correction=False, **settings))[0]
 
     assert "was skull-stripped already" in text(skull_strip="skip")
     assert "MNI152NLin2009aSym template" in text() and "taken as they were" in text()

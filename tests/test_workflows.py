@@ -264,14 +264,16 @@ def test_innermost_link_wins():
 
 def test_boilerplate_cites_in_order():
     settings = {"output_dir": "/out", "provenance": PROVENANCE, "targets": [BARE]}
-    text = write_boilerplate(init_mmln_wf(scans=[PLAIN, FULL], **settings))
+    text, bibtex = write_boilerplate(init_mmln_wf(scans=[PLAIN, FULL], **settings))
     assert "[@" not in text
     numbers = [int(number) for number in re.findall(r"\[(\d+)\]", text)]
     assert list(dict.fromkeys(numbers)) == list(range(1, max(numbers) + 1))
     assert "N4" in text and "template TPL" in text and "2022" in text
-    plain = write_boilerplate(init_mmln_wf(scans=[PLAIN], bias_correction=False, **settings))
-    assert "N4" not in plain and "fusion" not in plain
-    several = write_boilerplate(init_mmln_wf(scans=[PLAIN, FULL], **settings | {"targets": [LABELLED, OTHER]}))
+    assert "[doi:10.1109/TMI.2010.2046908](https://doi.org/10.1109/TMI.2010.2046908)" in text
+    assert re.findall(r"^@\w+\{(\w+)", bibtex, re.MULTILINE)[0] == "nipype" and bibtex.count("@") == max(numbers)
+    plain, bibtex = write_boilerplate(init_mmln_wf(scans=[PLAIN], bias_correction=False, **settings))
+    assert "N4" not in plain and "fusion" not in plain and "n4" not in bibtex
+    several, _ = write_boilerplate(init_mmln_wf(scans=[PLAIN, FULL], **settings | {"targets": [LABELLED, OTHER]}))
     assert "templates A and B" in several and "joint label fusion" in several and "Wang" in several
     assert several.count("twelve degrees of freedom") == 1
 

@@ -1,23 +1,15 @@
 """Methods text of a run: the prose of its workflows, and the references that it cites."""
 
-from nipype.pipeline import engine as pe
+import re
+from pathlib import Path
 
-REFERENCES = {
-    "jlf": "Wang et al. (2013). Multi-atlas segmentation with joint label fusion. *IEEE Trans. Pattern Anal. Mach. "
-    "Intell.* 35(3). doi:10.1109/TPAMI.2012.143",
-    "mmln": "Zheng et al. (2022). Multi-strategy mutual learning network for deformable medical image "
-    "registration. *Neurocomputing* 501.",
-    "n4": "Tustison et al. (2010). N4ITK: improved N3 bias correction. *IEEE Trans. Med. Imaging* 29(6). "
-    "doi:10.1109/TMI.2010.2046908",
-    "simpleitk": "Lowekamp et al. (2013). The design of SimpleITK. *Front. Neuroinform.* 7. "
-    "doi:10.3389/fninf.2013.00045",
-    "synthstrip": "Hoopes et al. (2022). SynthStrip: skull-stripping for any brain image. *NeuroImage* 260. "
-    "doi:10.1016/j.neuroimage.2022.119474",
-    "ndv": "Liu et al. (2024). On finite difference Jacobian computation in deformable image registration. "
-    "*Int. J. Comput. Vis.*",
-    "nipype": "Gorgolewski et al. (2011). Nipype: a flexible, lightweight and extensible neuroimaging data "
-    "processing framework in Python. *Front. Neuroinform.* 5. doi:10.3389/fninf.2011.00013",
-}
+from nipype.pipeline import engine as pe
+from pybtex.backends.markdown import Backend
+from pybtex.database import BibliographyData, parse_file
+from pybtex.style.formatting.unsrt import Style
+
+REFERENCES = Path(__file__).with_name("references.bib")
+CITED = re.compile(r"\[@(\w+)\]")
 
 
 def collect_methods(workflow: pe.Workflow) -> str:
@@ -41,8 +33,8 @@ def collect_methods(workflow: pe.Workflow) -> str:
     return "\n\n".join(passages)
 
 
-def write_boilerplate(workflow: pe.Workflow) -> str:
-    """Return the methods text as Markdown, with numbered references.
+def write_boilerplate(workflow: pe.Workflow) -> tuple[str, str]:
+    """Return the methods text of a run and the references that it cites.
 
     Parameters
     ----------
@@ -51,15 +43,30 @@ def write_boilerplate(workflow: pe.Workflow) -> str:
 
     Returns
     -------
-    str
-        Text to paste into a paper.
+    text : str
+        Markdown to paste into a paper, with numbered references.
+    bibtex : str
+        The references alone, in the same order.
     """
     text = collect_methods(workflow)
-    cited = sorted((key for key in REFERENCES if f"[@{key}]" in text), key=lambda key: text.index(f"[@{key}]"))
-    for number, key in enumerate(cited, start=1):
-        text = text.replace(f"[@{key}]", f"[{number}]")
-    references = "\n".join(f"{number}. {REFERENCES[key]}" for number, key in enumerate(cited, start=1))
-    return f"# Methods\n\n{text}\n\n# References\n\n{references}\n"
+    cited = list(dict.fromkeys(CITED.findall(text)))
+    entries = BibliographyData({key: parse_file(REFERENCES).entries[key] for key in cited})
+    text = CITED.sub(lambda found: f"[{cited.index(found[1]) + 1}]", text)
+    references = [_render(entry) for entry in Style(abbreviate_names=True).format_bibliography(entries, cited)]
+    listed = "\n".join(f"{number}. {reference}" for number, reference in enumerate(references, start=1))
+    return f"# Methods\n\n{text}\n\n# References\n\n{listed}\n", entries.to_string("bibtex")
+
+
+class _Plain(Backend):
+    """Markdown without backslashes: no reference has a character that means something else in it."""
+
+    def format_str(self, text: str) -> str:
+        return text
+
+
+def _render(entry) -> str:
+    """Return a formatted reference as one line of Markdown."""
+    return " ".join(entry.text.render(_Plain()).split())
 
 
 def _walk(workflow: pe.Workflow):

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,11 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_train(options: argparse.Namespace) -> None:
     """Train from a configuration file."""
-    from mmln_pipeline import training
     from mmln_pipeline.machine.devices import resolve_device
+
+    if find_spec("lightning") is None:
+        raise ValueError("mmln train: expected the package lightning, found none: pip install 'mmln-pipeline[train]'.")
+    from mmln_pipeline import training
 
     if not Path(options.config).is_file():
         raise FileNotFoundError(f"Configuration '{options.config}' is not a file; give the path of a TOML file.")

@@ -6,6 +6,7 @@ from mmln_pipeline.derivatives.scans import Scan
 DESCRIPTION = "dataset_description.json"
 BIDSIGNORE = ".bidsignore"
 CITATION = "logs/CITATION.md"
+BIBTEX = "logs/CITATION.bib"
 CONFIG = "logs/mmln-bids.toml"
 CRASHES = "logs/crash"
 RESOURCES = "logs/resource_monitor.json"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import SimpleITK as sitk
 import torch
 
@@ -106,3 +108,13 @@ def autocast(device: torch.device) -> torch.autocast:
         bfloat16 where the hardware has it, else float32. Fields stay float32 in either.
     """
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory that this process has had in use so far, MiB."""
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return psutil.Process().memory_info().peak_wset / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes

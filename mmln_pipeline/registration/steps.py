@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -308,12 +306,11 @@ def _carry(mask: Nifti1Image, matrix: NDArray[np.float64], grid: Grid) -> NDArra
 
 def _provenance(options: Options, card: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Say with what the result was made and how much memory it took."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     facts: dict[str, Any] = {
         "init": options.init_name,
         "refine": options.refine,
         "random_seed": options.random_seed,
-        "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),  # macOS counts bytes
+        "peak_memory_mb": devices.peak_memory_mb(),
         "device": str(device),
         "model": card["name"],
         "model_sha256": card["sha256"],

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 import jinja2
-from markupsafe import Markup, escape
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 
 from mmln_pipeline import __version__
 from mmln_pipeline.derivatives import filenames
@@ -40,12 +41,6 @@ ALTERNATIVES = {
         "Slices of the T1-weighted image in three planes with the outlines of the atlas labels.",
     ),
 }
-# Markdown of the methods text: headings, emphasis, code.
-MARKDOWN = (
-    (re.compile(r"^#+ (.+)$", re.MULTILINE), r"<h3>\1</h3>"),
-    (re.compile(r"\*([^*\n]+)\*"), r"<em>\1</em>"),
-    (re.compile(r"`([^`\n]+)`"), r"<code>\1</code>"),
-)
 # Entities in a scratch directory's own path would be taken for the subject's by the layout of PyBIDS.
 ENTITY_IN_PATH = re.compile(r"[_/\\][a-z]+-[a-zA-Z0-9]|[/\\](func|anat|fmap|dwi|meg|eeg)([/\\]|$)")
 
@@ -239,11 +234,13 @@ def _fused(record: Mapping[str, Any]) -> str:
 
 
 def _render_markdown(text: str) -> Markup:
-    """Turn the little Markdown that a methods text uses into HTML."""
-    html = str(escape(text))
-    for pattern, replacement in MARKDOWN:
-        html = pattern.sub(replacement, html)
-    return Markup(html)
+    """Turn a methods text into HTML; whatever HTML it holds is shown as it is written."""
+    reader = MarkdownIt("commonmark", {"html": False})
+    tokens = reader.parse(text)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = "h3"  # below the page's own headings
+    return Markup(reader.renderer.render(tokens, reader.options, {}))
 
 
 def _describe_failure(error: str | Path) -> dict[str, str]:
