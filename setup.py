@@ -75,6 +75,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "bids-validator>=1.13",
+        "dacite>=1.8",
         "h5py>=3.8",
         "jinja2>=3",
         "markdown-it-py>=3",

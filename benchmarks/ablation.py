@@ -20,9 +20,10 @@ import torch
 
 from mmln_pipeline.machine.devices import autocast
 from mmln_pipeline.machine.files import write_text
+from mmln_pipeline.machine.toml import read_toml
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.training import train
-from mmln_pipeline.training.config import TrainConfig, load_config, tomllib
+from mmln_pipeline.training.config import TrainConfig, load_config
 from mmln_pipeline.training.data import load_pack, validation_pairs
 from mmln_pipeline.training.validation import validate
 from mmln_pipeline.weights import load_model
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the trained runs")
     parser.add_argument("--output", type=Path, required=True, help="folder of ablation{.tsv,.md}")
     options = parser.parse_args()
-    plan = tomllib.loads(options.plan.read_text())
+    plan = read_toml(options.plan)
     rows: list[dict[str, Any]] = []
     for name, seed, settings in list_runs(plan, options.plan.parent):
         path = options.runs / folder_name(name, seed) / "config.toml"

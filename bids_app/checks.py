@@ -7,10 +7,11 @@ from pathlib import Path
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.invocation import Config, tomllib
+from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.template_option import find_targets
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
 from mmln_pipeline.machine.devices import resolve_device
+from mmln_pipeline.machine.toml import parse_toml
 from mmln_pipeline.weights import load_model
 from mmln_pipeline.workflows import Provenance, Target
 
@@ -152,7 +153,7 @@ def read_plugin(path: Path) -> dict:
 def _parse_settings(text: str, suffix: str):
     """Parse TOML, JSON or YAML by the file's ending; raise ValueError where it is not that."""
     if suffix == ".toml":
-        return tomllib.loads(text)
+        return parse_toml(text.encode())
     if suffix == ".json":
         return json.loads(text)
     if suffix in (".yml", ".yaml"):

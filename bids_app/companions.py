@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 from bids.layout import BIDSLayout
@@ -142,7 +143,8 @@ def _only(fitting: Sequence[Path], image, kind: str, mend: str) -> Path | None:
     if not fitting:
         return None
     try:
-        reason = why_not_same_space(nib.load(fitting[0]), nib.load(image.path))
+        found, t1w = (cast(nib.Nifti1Image, nib.load(path)) for path in (fitting[0], image.path))
+        reason = why_not_same_space(found, t1w)
     except UNREADABLE:
         return fitting[0]  # what cannot be read fails alone, when its turn comes
     if reason:

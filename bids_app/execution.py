@@ -142,6 +142,8 @@ def _start_worker(folder: str, level: int, monitor: bool) -> None:
 class WorkerPool(MultiProcPlugin):
     """Nipype's MultiProc with fresh processes (none inherits threads or CUDA); survives a killed worker."""
 
+    pool: ProcessPoolExecutor
+
     def __init__(self, plugin_args: dict) -> None:
         super().__init__(plugin_args=plugin_args)
         self.pool.shutdown()

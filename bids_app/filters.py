@@ -4,18 +4,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bids.layout import BIDSLayout, Query
 
 from mmln_pipeline.bids_app.arguments import UsageError
 
 IMAGES = [".nii.gz", ".nii"]
-BASE_FILTERS = {
+BASE_FILTERS: dict[str, dict[str, Any]] = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None], "extension": IMAGES},
     "mask": {"datatype": "anat", "suffix": "mask", "desc": "brain", "extension": IMAGES},
     "dseg": {"datatype": "anat", "suffix": "dseg", "extension": IMAGES},
 }
-WORDS = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
+WORDS: dict[Any, Query] = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
 """What null and "*" stand for; fMRIPrep's files spell it out too."""
 
 
@@ -34,8 +35,8 @@ class Filters:
     """
 
     path: Path | None
-    queries: Mapping[str, Mapping]
-    given: Mapping[str, Mapping]
+    queries: Mapping[str, dict[str, Any]]
+    given: Mapping[str, dict[str, Any]]
 
     def find(self, layout: BIDSLayout, kind: str, **more) -> list:
         """Ask a layout for one kind of file.

@@ -1,15 +1,17 @@
 """Settings of a run: one frozen dataclass, read from the command line and TOML, written back as TOML."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
+from mmln_pipeline.linear.choices import REFERENCES, SKULL_STRIP
+from mmln_pipeline.machine import toml
+from mmln_pipeline.machine.options import Option, check_options, find_field, find_option, option, same_option
+from mmln_pipeline.registration.settings import Settings
 
 SECTIONS = {
     "what": (
@@ -40,143 +42,197 @@ SECTIONS = {
 }
 """Settings that a TOML file holds, by section; flags of one run only (such as `--dry-run`) are left out."""
 
-CHOICES = {
-    "analysis_level": ("participant", "group"),
-    "subject_anatomical_reference": ("sessionwise", "first-lex", "unbiased"),
-    "skull_strip": ("auto", "skip", "synthstrip", "atlas"),
-    "init": ("affine", "rigid", "identity"),
-    "topology": ("strict", "off"),
-}
-LOWEST = {"nprocs": 1, "omp_nthreads": 1, "random_seed": 0}
+LEVELS = "participant: register images; group: sum up finished results (scores, outliers, mean images)"
+UNITS_GB = {"": 1.0, "k": 1e-6, "m": 1e-3, "g": 1.0, "t": 1e3}
+
+
+def parse_memory(text: str) -> float:
+    """Read an amount of memory with its unit (gigabytes without one).
+
+    Parameters
+    ----------
+    text : str
+        E.g. `16GB`, `16`, `500 MB`, `64G`.
+
+    Returns
+    -------
+    float
+        GB.
+
+    Raises
+    ------
+    ValueError
+        The text is no such amount.
+
+    Examples
+    --------
+    >>> parse_memory("500MB")
+    0.5
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?\s*", text, flags=re.IGNORECASE)
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"expected an amount such as 16GB, found {text!r}")
+    return float(match[1]) * UNITS_GB[match[2].lower()]
+
+
+def parse_dataset(text: str) -> tuple[str, Path]:
+    """Read NAME=PATH; the name defaults to the folder's."""
+    name, separator, path = text.partition("=")
+    if not separator:
+        name, path = Path(text).resolve().name, text
+    name = re.sub(r"[^0-9A-Za-z_-]", "", name)
+    if not name or name == "raw":
+        raise ValueError(f"expected NAME=PATH (NAME not 'raw'), found {text!r}")
+    if not Path(path).is_dir():
+        raise ValueError(f"expected a folder, found {path!r}")
+    return name, Path(path).resolve()
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of one run of the BIDS App.
 
-    Attributes
+    Each field's option says what it takes: the command line, the TOML file and the documentation have it from there.
+
+    Parameters
     ----------
     bids_dir, output_dir : Path
         Raw dataset and derivative dataset.
-    analysis_level : {"participant", "group"}
-        Register scans, or sum up the results of all scans.
-    participant_label, session_label : tuple of str
-        Labels without `sub-` and `ses-`; empty: all.
-    bids_filter_file : Path or None
-        JSON file of further query filters.
-    derivatives : mapping of str to Path
-        Other derivative datasets with masks and labels, by name.
-    subject_anatomical_reference : {"sessionwise", "first-lex", "unbiased"}
-        One result for each session, or one for each subject: of the average of all images in the space of the first
-        one, or in the middle of all. The runs of a session are averaged in any case.
-    bids_database_dir : Path or None
-        Where PyBIDS keeps its index between runs.
-    skip_bids_validation : bool
-        Do not check the dataset's description and file names.
-    template : str
-        Name or path of the template, `sub-X` for one of the dataset, or the path of a table of several.
-    template_mask : Path or None
-        Brain mask on the template's grid.
-    template_dseg : Path or None
-        Labels on the template's grid.
-    skull_strip : {"auto", "skip", "synthstrip", "atlas"}
-        Strip the images that are not stripped already, trust that they are, or strip all with SynthStrip or with the
-        template; given masks go before.
-    bias_correction : bool
-        Run N4.
-    init : {"affine", "rigid", "identity"}
-        Initial alignment.
-    model : str
-        Name or path of the network's weights.
-    refine : "auto" or int
-        Iterations of instance optimisation.
-    topology : {"strict", "off"}
-        Repair each warp until nothing folds, or leave it as it comes.
-    lesion_mask : str
-        `auto`: files named `*_label-lesion_roi` (or `_mask`) where there are any; `skip`: none; else how the files'
-        names end, or the path of one.
-    random_seed : int
-        Seed of NumPy, torch and ITK.
-    sloppy : bool
-        Low quality for tests: rigid instead of affine, no bias correction, no refinement.
-    nprocs, omp_nthreads : int
-        Processes at once, and threads of one step.
-    mem_gb : float
-        Memory that all steps together may use, GB.
-    device : str
-        `auto`, `cpu`, `cuda` or `cuda:N`.
-    use_plugin : Path or None
-        File with Nipype's `plugin` and `plugin_args` (TOML, JSON or YAML).
-    low_mem : bool
-        Only one network in memory at a time.
-    work_dir : Path
-        Intermediate results; a repeated run resumes from them.
-    clean_workdir, dry_run, reports_only, boilerplate_only, write_graph : bool
-        See the command line's help.
-    stop_on_first_crash, resource_monitor : bool
-        See the command line's help.
-    verbose : int
-        0: plain lines; 1: Nipype's log and tracebacks; 2: debugging.
+
+    Raises
+    ------
+    ValueError
+        A value is none of those allowed.
     """
 
     bids_dir: Path
     output_dir: Path
-    analysis_level: str = "participant"
-    participant_label: tuple[str, ...] = ()
-    session_label: tuple[str, ...] = ()
-    bids_filter_file: Path | None = None
-    derivatives: Mapping[str, Path] = field(default_factory=dict)
-    subject_anatomical_reference: str = "sessionwise"
-    bids_database_dir: Path | None = None
-    skip_bids_validation: bool = False
-    template: str = "MNI152NLin2009aSym"
-    template_mask: Path | None = None
-    template_dseg: Path | None = None
-    skull_strip: str = "auto"
-    bias_correction: bool = True
-    init: str = "affine"
-    model: str = "mmln"
-    refine: str | int = "auto"
-    topology: str = "strict"
-    lesion_mask: str = "auto"
-    random_seed: int = 0
-    sloppy: bool = False
-    nprocs: int = 1
-    omp_nthreads: int = 1
-    mem_gb: float = 16.0
-    device: str = "auto"
-    use_plugin: Path | None = None
-    low_mem: bool = False
-    work_dir: Path = Path("work")
-    clean_workdir: bool = False
-    dry_run: bool = False
-    reports_only: bool = False
-    boilerplate_only: bool = False
-    write_graph: bool = False
-    stop_on_first_crash: bool = False
-    resource_monitor: bool = False
-    verbose: int = 0
+    analysis_level: str = option("participant", words=("participant", "group"), flags=("analysis_level",), help=LEVELS)
+    participant_label: tuple[str, ...] = option(
+        (), metavar="LABEL", command={"nargs": "+"}, help="subjects, with or without sub- (default: all)"
+    )
+    session_label: tuple[str, ...] = option(
+        (), metavar="LABEL", command={"nargs": "+"}, help="sessions, with or without ses- (default: all)"
+    )
+    bids_filter_file: Path | None = option(
+        None,
+        metavar="FILE",
+        read=Path,
+        help='JSON of PyBIDS filters for "t1w", "mask" and "dseg"; null: entity absent, "*": present',
+    )
+    derivatives: Mapping[str, Path] = field(
+        default_factory=dict,
+        metadata={
+            "option": Option(
+                flags=("-d", "--derivatives"),
+                metavar="NAME=PATH",
+                read=parse_dataset,
+                command={"nargs": "+", "action": "extend"},
+                help="derivative datasets with brain masks (_desc-brain_mask) and labels (_dseg) in T1w space",
+            )
+        },
+    )
+    subject_anatomical_reference: str = option(
+        "sessionwise",
+        words=("sessionwise", *REFERENCES),
+        help="sessionwise: one result for each session; first-lex, unbiased: one for each subject, of the average of"
+        " all its T1w images, in the space of the first one or in the middle of all; runs of a session are averaged"
+        " in any case",
+    )
+    bids_database_dir: Path | None = option(
+        None, metavar="DIR", read=Path, help="folder of PyBIDS's index, made if absent"
+    )
+    skip_bids_validation: bool = option(False, help="do not check the description and the file names")
+    template: str = option(
+        "MNI152NLin2009aSym",
+        free=True,
+        metavar="NAME|PATH",
+        help="template: a name (the embedded MNI152NLin2009aSym, or one from TemplateFlow's cache, as NAME[:cohort-N]"
+        "[:res-N]), a NIfTI file, sub-LABEL[_ses-LABEL] (that image of the dataset, with its mask and labels from -d),"
+        " or a table (.tsv) of several atlases with the columns name, image, mask, dseg, dseg_tsv: all images are"
+        " registered to each, and the labels fused",
+    )
+    template_mask: Path | None = option(
+        None,
+        metavar="PATH",
+        read=Path,
+        help="brain mask on the template's grid (default: the tpl-X_desc-brain_mask beside a tpl-X_T1w)",
+    )
+    template_dseg: Path | None = option(
+        None,
+        metavar="PATH",
+        read=Path,
+        help="labels on the template's grid, brought to each subject; named by the dseg.tsv beside them",
+    )
+    skull_strip: str = option(
+        SKULL_STRIP[0],
+        words=SKULL_STRIP,
+        help="where the brain comes from when -d has no mask of it. auto: stripped images are taken as they are, raw"
+        " heads go through synthstrip where FreeSurfer's mri_synthstrip is on the PATH, else through atlas; skip: all"
+        " images are stripped; synthstrip; atlas: with the embedded template, offline",
+    )
+    bias_correction: bool = option(True, help="leave the bias field as it is", flags=("--no-bias-correction",))
+    init: str = option(
+        find_field(Settings, "init").default,
+        words=find_option(Settings, "init").words,
+        help="linear start: estimate one, or take the images as aligned (identity)",
+    )
+    model: str = same_option(Settings, "model")
+    refine: str | int = same_option(Settings, "refine")
+    topology: str = same_option(Settings, "topology")
+    lesion_mask: str = option(
+        "auto",
+        free=True,
+        metavar="auto|skip|ENDING|FILE",
+        command={"nargs": "?", "const": "auto"},
+        help="masks of lesions, which steer neither the affine nor the refinement. auto: files whose names end in"
+        " label-lesion_roi (or _mask) beside the T1w images or in --derivatives, where there are any; skip: none;"
+        " ENDING: how the names of such files end; FILE: that of the one image",
+    )
+    random_seed: int = same_option(Settings, "random_seed")
+    sloppy: bool = option(False, help="low quality, for tests: rigid, no bias correction, no refinement")
+    nprocs: int = option(1, lowest=1, metavar="N", help="processors in all (default: those available)")
+    omp_nthreads: int = option(1, lowest=1, metavar="N", help="threads of one step (default: nprocs, at most 8)")
+    mem_gb: float = option(
+        16.0, flags=("--mem",), metavar="16GB", read=parse_memory, help="memory (default: 90%% of it)"
+    )
+    device: str = same_option(Settings, "device")
+    use_plugin: Path | None = option(
+        None, metavar="FILE", read=Path, help="Nipype's plugin and plugin_args as TOML, JSON or YAML"
+    )
+    low_mem: bool = option(False, help="hold one network in memory at a time")
+    work_dir: Path = option(
+        Path("work"),
+        metavar="DIR",
+        read=Path,
+        help="intermediate results; resumed from (default: ./work)",
+        flags=("-w", "--work-dir"),
+    )
+    clean_workdir: bool = option(False, help="begin anew: remove this program's work first")
+    dry_run: bool = option(False, help="say what would run, and write nothing")
+    reports_only: bool = option(False, help="write the reports of finished subjects anew")
+    boilerplate_only: bool = option(False, help="write the methods text and its references (logs/CITATION) only")
+    write_graph: bool = option(False, help="draw the workflow in the work directory")
+    stop_on_first_crash: bool = option(False, help="stop all subjects when one fails")
+    resource_monitor: bool = option(False, help="record memory and processors")
+    verbose: int = option(
+        0,
+        lowest=0,
+        flags=("-v", "--verbose"),
+        command={"action": "count"},
+        help="Nipype's log and tracebacks; -vv: debugging (default: plain lines)",
+    )
 
     def __post_init__(self) -> None:
-        """Check the values, wherever they came from.
-
-        Raises
-        ------
-        ValueError
-            A value is none of those allowed.
-        """
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {getattr(self, name)!r}")
-        for name, lowest in LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name}: expected at least {lowest}, found {getattr(self, name)}")
+        check_options(self)
         if self.mem_gb <= 0:
             raise ValueError(f"mem_gb: expected more than 0, found {self.mem_gb}")
-        if self.refine != "auto" and (isinstance(self.refine, str) or self.refine < 0):
-            raise ValueError(f"refine: expected auto or a whole number >= 0, found {self.refine!r}")
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
+
+    def registration(self) -> dict[str, Any]:
+        """Return the settings of each registration, by their names in `Settings`; threads are the scheduler's."""
+        return {item.name: getattr(self, item.name) for item in fields(Settings) if item.name != "threads"}
 
     def to_toml(self) -> str:
         """Return the settings as TOML that `read_toml` takes back; unset ones are left out.
@@ -211,22 +267,17 @@ def read_toml(path: Path) -> dict[str, object]:
     ValueError
         The file is no TOML, or has an unknown section, setting or type.
     """
-    try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config-file {path}: not valid TOML: {error}") from error
     types = {item.name: item.type for item in fields(Config)}
-    settings: dict[str, object] = {}
-    for section, values in content.items():
-        if section not in SECTIONS or not isinstance(values, dict):
-            raise ValueError(f"--config-file {path}: unknown section [{section}]; known: {', '.join(SECTIONS)}")
-        for name, value in values.items():
-            if name not in SECTIONS[section]:
-                raise ValueError(
-                    f"--config-file {path}: unknown setting {name!r} in [{section}]; known: "
-                    + ", ".join(SECTIONS[section])
-                )
-            settings[name] = _from_toml_value(name, value, types[name], path)
+    settings: dict[str, Any] = {}
+    try:
+        for section, values in toml.read_toml(path).items():
+            if section not in SECTIONS or not isinstance(values, dict):
+                raise ValueError(f"unknown section [{section}]; known: {', '.join(SECTIONS)}")
+            holder = make_dataclass("Section", [(name, types[name], field(default=None)) for name in SECTIONS[section]])
+            table = toml.to_dataclass(holder, values, f"[{section}]")
+            settings |= {name: getattr(table, name) for name in values}
+    except ValueError as error:
+        raise ValueError(f"--config-file {path}: {error}") from error
     return settings
 
 
@@ -235,28 +286,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: str(item) for key, item in value.items()}
     return str(value) if isinstance(value, Path) else value
-
-
-def _from_toml_value(name: str, value: object, kind: object, path: Path) -> object:
-    """Bring a TOML value to the type of its setting, or say what was expected."""
-    expected = {
-        bool: (bool, "true or false"),
-        int: (int, "a whole number"),
-        float: ((int, float), "a number"),
-        str: (str, "a string"),
-        Path: (str, "a path"),
-        Path | None: (str, "a path"),
-        tuple[str, ...]: (list, "a list of strings"),
-        str | int: ((str, int), '"auto" or a whole number'),
-        Mapping[str, Path]: (dict, "a table of NAME = PATH"),
-    }
-    accepted, words = expected[kind]
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"--config-file {path}: {name}: expected {words}, found {value!r}")
-    if kind in (Path, Path | None):
-        return Path(value)
-    if kind == tuple[str, ...]:
-        return tuple(str(item) for item in value)
-    if kind == Mapping[str, Path]:
-        return {key: Path(item) for key, item in value.items()}
-    return value

@@ -66,7 +66,7 @@ def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
     ----------
     scans : sequence of Scan
         One for each image, sorted by file name.
-    reference : {"sessionwise", "first-lex", "unbiased"}
+    reference : str
         As in `Config.subject_anatomical_reference`.
 
     Returns

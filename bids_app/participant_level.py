@@ -94,14 +94,9 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         targets=method.targets,
         skull_strip=config.skull_strip,
         bias_correction=config.bias_correction,
-        init=config.init,
-        model=config.model,
-        refine=config.refine,
-        topology=config.topology,
-        device=method.device,
         omp_nthreads=config.omp_nthreads,
         mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
-        random_seed=config.random_seed,
+        **config.registration() | {"device": method.device},
         name=f"mmln_{__version__.replace('.', '_')}_wf",
     )
     workflow.base_dir = str(config.work_dir)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,10 +48,10 @@ def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
         raise UsageError(str(error)) from error
     is_own = config.template_dseg is not None or config.template.endswith(".tsv") or _is_subject(config)
     targets = tuple(_to_target(source, template, is_own) for source, template in zip(sources, templates, strict=True))
-    tables = {template.dseg_name: template.dseg_table for template in templates if template.dseg_table is not None}
+    tables = {str(template.dseg_name): template.dseg_table for template in templates if template.dseg_table is not None}
     if fused_targets(targets):
         tables[FUSED] = _join_tables(tables)
-    return targets, {str(name): _to_text(table) for name, table in tables.items() if table is not None}
+    return targets, {name: _to_text(table) for name, table in tables.items() if table is not None}
 
 
 def drop_templates(
@@ -99,7 +100,7 @@ def _list_sources(config: Config) -> list[TemplateSource]:
                 raise UsageError(f"--{option}: expected as the column {column} of {config.template}, found an option")
         return read_template_table(config.template)
     source = _subject_source(config) if _is_subject(config) else TemplateSource(config.template)
-    given = {"mask": config.template_mask, "dseg": config.template_dseg}
+    given: dict[str, Any] = {"mask": config.template_mask, "dseg": config.template_dseg}
     given = {name: path for name, path in given.items() if path is not None}
     if "dseg" in given:
         given["dseg_name"] = None

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from tiny_bids import describe, list_files, one_error, write_image
 
-from mmln_pipeline.bids_app.arguments import parse_args, parse_memory
-from mmln_pipeline.bids_app.invocation import CHOICES, SECTIONS, Config, read_toml
+from mmln_pipeline.bids_app.arguments import parse_args
+from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.registration.pair import MAX_SEED
+from mmln_pipeline.machine.options import find_option
+from mmln_pipeline.registration.settings import MAX_SEED
 
 pytestmark = pytest.mark.usefixtures("tiny_grid")
 
@@ -60,10 +61,10 @@ def test_wrong_usage(command, tmp_path, capsys, monkeypatch, options, words):
     [
         ("no = [toml", "not valid TOML"),
         ("[who]\nx = 1", "unknown section [who]"),
-        ("[how]\nmodle = 'mmln'", "unknown setting 'modle'"),
+        ("[how]\nmodle = 'mmln'", "[how]: unknown key 'modle'; known are bias_correction,"),
         ("[how]\nbias_correction = 'no'", "expected true or false"),
-        ("[how]\nskull_strip = 'bet'", "skull_strip: expected one of auto, skip, synthstrip, atlas"),
-        ("[machine]\nnprocs = -2", "nprocs: expected at least 1"),
+        ("[how]\nskull_strip = 'bet'", "skull_strip: expected auto, skip, synthstrip or atlas, found 'bet'"),
+        ("[machine]\nnprocs = -2", "nprocs: expected a whole number from 1, found -2"),
     ],
 )
 def test_wrong_config_file(place, tmp_path, capsys, content, words):
@@ -210,10 +211,10 @@ ONE_RUN = {
 
 def other_value(item):
     """A value that the setting does not have by itself."""
-    if item.name in CHOICES:
-        return CHOICES[item.name][-1]
     if item.name == "refine":
         return 5
+    if find_option(Config, item.name).is_checked and find_option(Config, item.name).words:
+        return find_option(Config, item.name).words[-1]
     known = {
         bool: True,
         int: 7,

@@ -19,8 +19,8 @@ def init_alignment_wf(
 
     Parameters
     ----------
-    affine : {"affine", "rigid", "identity"}, default "affine"
-        Initial alignment to the template.
+    affine : str, default "affine"
+        Initial alignment to the template: a word that `mmln_pipeline.registration.settings.Settings` knows for `init`.
     has_lesion : bool, default False
         Whether a lesion mask comes in, which must not steer the alignment.
     omp_nthreads : int, default 1

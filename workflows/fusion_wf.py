@@ -98,7 +98,7 @@ def init_fusion_wf(
             (inputnode, score, [("t1w_dseg", "reference")]),
             (fuse, score, [("out_file", "in_file")]),
         ])  # fmt: skip
-    metadata = fused_sidecars(scan, provenance, [(target.name, target.atlas) for target in targets])
+    metadata = fused_sidecars(scan, provenance, [(target.name, str(target.atlas)) for target in targets])
     root = Path(output_dir).absolute()
     for key, result in results.items():
         save = pe.Node(SaveDerivative(out_file=str(root / paths[key])), name=key, run_without_submitting=True)

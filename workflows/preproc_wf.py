@@ -29,9 +29,8 @@ def init_preproc_wf(
 
     Parameters
     ----------
-    skull_strip : {"auto", "skip", "synthstrip", "atlas"}, default "auto"
-        Strip the image unless it is stripped already (with SynthStrip where FreeSurfer has it, else with the
-        template), trust that it is, or strip it with either. A given mask overrides all.
+    skull_strip : str, default "auto"
+        One of `mmln_pipeline.linear.choices.SKULL_STRIP`. A given mask overrides all.
     bias_correction : bool, default True
         Correct the bias field with N4.
     has_mask : bool, default False

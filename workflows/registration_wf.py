@@ -6,39 +6,28 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import ApplyMMLNTransform, MMLNRegistration
+from mmln_pipeline.registration.settings import Settings
 
 
 def init_registration_wf(
     *,
-    model: str = "mmln",
     model_sha256: str = "",
-    refine: str | int = "auto",
-    topology: str = "strict",
-    device: str = "cpu",
     has_dseg: bool = False,
     has_lesion: bool = False,
     has_atlas: bool = False,
     compare_labels: bool = False,
     omp_nthreads: int = 1,
     mem_gb: float = 5.0,
-    random_seed: int = 0,
     name: str = "registration_wf",
+    **settings,
 ) -> pe.Workflow:
     """
     Build the workflow that registers a prepared T1w brain to the template.
 
     Parameters
     ----------
-    model : str, default "mmln"
-        Name or path of the network's weights.
     model_sha256 : str, default ""
         Checksum of the weights.
-    refine : "auto" or int, default "auto"
-        Iterations of instance optimisation.
-    topology : {"strict", "off"}, default "strict"
-        Repair the warp until nothing folds, or leave it as it comes.
-    device : str, default "cpu"
-        `cpu`, `cuda` or `cuda:N`.
     has_dseg : bool, default False
         Whether labels of the T1w image come in.
     has_lesion : bool, default False
@@ -51,10 +40,11 @@ def init_registration_wf(
         Threads of the registration.
     mem_gb : float, default 5.0
         Memory to reserve for the network, GB.
-    random_seed : int, default 0
-        Seed of NumPy and torch.
     name : str, default "registration_wf"
         Name of the workflow.
+    **settings
+        Fields of `mmln_pipeline.registration.settings.Settings`: `model`, `refine`, `topology`, `device` (here "cpu" by
+        default; "auto" is not resolved), `random_seed`.
 
     Inputs
     ------
@@ -101,7 +91,8 @@ def init_registration_wf(
         Scores and timings of the registration as JSON.
     """
     workflow = pe.Workflow(name=name)
-    workflow.__desc__ = _describe(model, model_sha256, refine, topology)
+    chosen = Settings(**{"device": "cpu"} | settings)
+    workflow.__desc__ = _describe(chosen, model_sha256)
     inputs = ["t1w_preproc", "t1w_mask", "affine_xfm", "template", "template_mask"]
     outputs = [
         "t1w_std",
@@ -120,14 +111,14 @@ def init_registration_wf(
 
     registration = pe.Node(
         MMLNRegistration(
-            model=model,
+            model=str(chosen.model),
             model_sha256=model_sha256,
-            refine=refine,
-            topology=topology,
-            device=device,
-            use_gpu=device.startswith("cuda"),
+            refine=chosen.refine,
+            topology=chosen.topology,
+            device=chosen.device,
+            use_gpu=chosen.device.startswith("cuda"),
             num_threads=omp_nthreads,
-            random_seed=random_seed,
+            random_seed=chosen.random_seed,
         ),
         name="registration",
         n_procs=omp_nthreads,
@@ -181,16 +172,16 @@ def init_registration_wf(
     return workflow
 
 
-def _describe(model: str, model_sha256: str, refine: str | int, topology: str) -> str:
+def _describe(settings: Settings, model_sha256: str) -> str:
     """Write the methods text of the registration."""
-    weights = f"weights `{Path(model).stem}`"
+    weights = f"weights `{Path(settings.model).stem}`"
     if model_sha256:
         weights += f", SHA-256 {model_sha256[:12]}"
-    tuning = "" if refine == 0 else ", its finest level replaced by instance optimisation of the field for this image"
-    valid = "; where it folded on the grid, they were smoothed until nothing did" if topology == "strict" else ""
+    tuned = ", its finest level replaced by instance optimisation of the field for this image"
+    valid = "; where it folded on the grid, they were smoothed until nothing did"
     return (
         "The brain was registered to the template with the multi-strategy mutual learning network "
-        f"[@mmln] ({weights}){tuning}. The network's velocity fields are integrated by scaling and squaring, "
-        f"so the warp has an inverse{valid}. Images were resampled once, through the composite of affine and warp; "
-        "masks and labels by nearest neighbour.\n"
+        f"[@mmln] ({weights}){tuned if settings.refine != 0 else ''}. The network's velocity fields are integrated by "
+        f"scaling and squaring, so the warp has an inverse{valid if settings.topology != 'off' else ''}. Images were "
+        "resampled once, through the composite of affine and warp; masks and labels by nearest neighbour.\n"
     )

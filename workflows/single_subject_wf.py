@@ -10,6 +10,7 @@ from mmln_pipeline.derivatives.filenames import derivative_paths, is_of_scan
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
 from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, fused_targets
+from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
 from mmln_pipeline.workflows.fusion_wf import init_fusion_wf
 from mmln_pipeline.workflows.preproc_wf import init_preproc_wf
@@ -26,15 +27,10 @@ def init_single_subject_wf(
     several: bool = False,
     skull_strip: str = "auto",
     bias_correction: bool = True,
-    init: str = "affine",
-    model: str = "mmln",
-    refine: str | int = "auto",
-    topology: str = "strict",
-    device: str = "cpu",
     omp_nthreads: int = 1,
     mem_gb: float = 5.0,
-    random_seed: int = 0,
     name: str | None = None,
+    **settings,
 ) -> pe.Workflow:
     """
     Build the workflow that registers the T1-weighted image of one scan and writes its derivatives.
@@ -51,28 +47,18 @@ def init_single_subject_wf(
         The templates, with their labels.
     several : bool, default False
         Whether the names of fields and scores carry the target's: the run has several targets.
-    skull_strip : {"auto", "skip", "synthstrip", "atlas"}, default "auto"
-        Strip the image unless it is stripped already, trust that it is, or strip it in any case.
+    skull_strip : str, default "auto"
+        One of `mmln_pipeline.linear.choices.SKULL_STRIP`.
     bias_correction : bool, default True
         Correct the bias field with N4.
-    init : {"affine", "rigid", "identity"}, default "affine"
-        Initial alignment.
-    model : str, default "mmln"
-        Name or path of the network's weights.
-    refine : "auto" or int, default "auto"
-        Iterations of instance optimisation.
-    topology : {"strict", "off"}, default "strict"
-        Repair the warp until nothing folds, or leave it as it comes.
-    device : str, default "cpu"
-        `cpu`, `cuda` or `cuda:N`.
     omp_nthreads : int, default 1
         Threads of one step.
     mem_gb : float, default 5.0
         Memory to reserve for the network, GB.
-    random_seed : int, default 0
-        Seed of NumPy, torch and the affine's sampling.
     name : str or None, default None
         Name of the workflow (default: made of the scan's entities).
+    **settings
+        Fields of `mmln_pipeline.registration.settings.Settings`; `init` is one of its words.
 
     Inputs
     ------
@@ -112,6 +98,7 @@ def init_single_subject_wf(
     With `several`, the names of what there is of each target, from `forward_xfm` to `lesion_std`, end in the target's.
     """
     workflow = pe.Workflow(name=name or scan.workflow_name)
+    random_seed = Settings(**settings).random_seed
     reference_wf = init_reference_wf(scan=scan, random_seed=random_seed)
     preproc_wf = init_preproc_wf(
         skull_strip=skull_strip,
@@ -149,15 +136,10 @@ def init_single_subject_wf(
             provenance=target.describe(provenance),
             several=several,
             bias_correction=bias_correction,
-            init=init,
-            model=model,
-            refine=refine,
-            topology=topology,
-            device=device,
             omp_nthreads=omp_nthreads,
             mem_gb=mem_gb,
-            random_seed=random_seed,
             name=target.workflow_name,
+            **settings,
         )
         own = [kind for kind in ("dseg", "lesion") if scan.has(kind)]
         workflow.connect([

@@ -10,6 +10,7 @@ from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
 from mmln_pipeline.derivatives.targets import Target
 from mmln_pipeline.interfaces import ApplyMMLNTransform, MeasureVolumes
+from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
 from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
 from mmln_pipeline.workflows.evaluation_wf import init_evaluation_wf
@@ -24,15 +25,10 @@ def init_template_wf(
     provenance: Provenance,
     several: bool = False,
     bias_correction: bool = True,
-    init: str = "affine",
-    model: str = "mmln",
-    refine: str | int = "auto",
-    topology: str = "strict",
-    device: str = "cpu",
     omp_nthreads: int = 1,
     mem_gb: float = 5.0,
-    random_seed: int = 0,
     name: str = "template_wf",
+    **settings,
 ) -> pe.Workflow:
     """
     Build the workflow that registers a prepared T1w brain to one template and writes its derivatives.
@@ -52,24 +48,14 @@ def init_template_wf(
         T1w grid is made for the fusion of labels.
     bias_correction : bool, default True
         Whether the duration of a bias correction comes in.
-    init : {"affine", "rigid", "identity"}, default "affine"
-        Initial alignment.
-    model : str, default "mmln"
-        Name or path of the network's weights.
-    refine : "auto" or int, default "auto"
-        Iterations of instance optimisation.
-    topology : {"strict", "off"}, default "strict"
-        Repair the warp until nothing folds, or leave it as it comes.
-    device : str, default "cpu"
-        `cpu`, `cuda` or `cuda:N`.
     omp_nthreads : int, default 1
         Threads of one step.
     mem_gb : float, default 5.0
         Memory to reserve for the network, GB.
-    random_seed : int, default 0
-        Seed of NumPy, torch and the affine's sampling.
     name : str, default "template_wf"
         Name of the workflow.
+    **settings
+        Fields of `mmln_pipeline.registration.settings.Settings`; `init` is one of its words.
 
     Inputs
     ------
@@ -109,7 +95,7 @@ def init_template_wf(
     dseg_std, lesion_std
         The scan's labels and lesion mask on the template's grid (only for a scan that has them).
     """
-    workflow = pe.Workflow(name=name)
+    workflow, chosen = pe.Workflow(name=name), Settings(**settings)
     atlas, has_dseg, has_lesion = target.atlas, scan.has("dseg"), scan.has("lesion")
     names = derivative_paths(scan, target.name, atlas) | figure_paths(scan, target.name, atlas)
     keys = [key for key in names if not is_of_scan(key)]
@@ -121,21 +107,17 @@ def init_template_wf(
     outputnode = pe.Node(IdentityInterface(fields=keys), name="outputnode")
 
     alignment_wf = init_alignment_wf(
-        affine=init, has_lesion=has_lesion, omp_nthreads=omp_nthreads, random_seed=random_seed
+        affine=str(chosen.init), has_lesion=has_lesion, omp_nthreads=omp_nthreads, random_seed=chosen.random_seed
     )
     registration_wf = init_registration_wf(
-        model=model,
         model_sha256=provenance.model_sha256,
-        refine=refine,
-        topology=topology,
-        device=device,
         has_dseg=has_dseg,
         has_lesion=has_lesion,
         has_atlas=bool(atlas),
         compare_labels=target.compare_labels and has_dseg and bool(atlas),
         omp_nthreads=omp_nthreads,
         mem_gb=mem_gb,
-        random_seed=random_seed,
+        **settings,
     )
     evaluation_wf = init_evaluation_wf(
         has_atlas=bool(atlas),

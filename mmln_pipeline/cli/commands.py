@@ -7,6 +7,7 @@ import json
 import sys
 import time
 import warnings
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def run_register(options: argparse.Namespace) -> None:
     from mmln_pipeline.cli.stages import show_stages
     from mmln_pipeline.registration.api import register
     from mmln_pipeline.registration.result import QualityWarning, check_output_dir
+    from mmln_pipeline.registration.settings import Settings
 
     folder = check_output_dir(options.output_dir)
     with show_stages() as progress, warnings.catch_warnings():
@@ -26,19 +28,13 @@ def run_register(options: argparse.Namespace) -> None:
         result = register(
             options.fixed,
             options.moving,
-            init=options.init,
             fixed_dseg=options.fixed_dseg,
             moving_dseg=options.moving_dseg,
             labels=options.labels,
             fixed_mask=options.fixed_mask,
             moving_mask=options.moving_mask,
             moving_lesion=options.moving_lesion,
-            model=options.model,
-            refine=options.refine,
-            device=options.device,
-            threads=options.threads,
-            random_seed=options.random_seed,
-            topology=options.topology,
+            **{item.name: getattr(options, item.name) for item in fields(Settings)},
             progress=progress,
         )
         progress("save", 0, 1)

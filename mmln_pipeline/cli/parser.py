@@ -7,6 +7,9 @@ from typing import Any
 
 from mmln_pipeline import __version__
 from mmln_pipeline.cli import commands
+from mmln_pipeline.cli.options import add_options, reader
+from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.space.interpolation import INTERPOLATIONS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,47 +47,13 @@ def _add_register(subparsers: Any) -> None:
     )
     _add_pair(parser)
     parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument(
-        "--init",
-        default="affine",
-        metavar="affine|rigid|identity|XFM",
-        help="linear start: estimate one, take the images as aligned (identity), or an ITK affine file "
-        "(default: %(default)s)",
-    )
     parser.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
     parser.add_argument(
         "--moving-lesion",
         metavar="MASK",
         help="lesion mask on the moving image's grid: it steers neither the linear start nor the refinement",
     )
-    parser.add_argument(
-        "--model",
-        default="mmln",
-        metavar="NAME|PATH",
-        help="weights; see 'mmln models' (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--refine",
-        type=_steps,
-        default="auto",
-        metavar="auto|N",
-        help="steps of refinement on this pair, in place of the finest level; 0 for none (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--topology",
-        choices=("strict", "off"),
-        default="strict",
-        help="strict: repair the warp until nothing folds (NDV 0), or fail with exit code 1; off: leave it as it "
-        "comes (default: %(default)s)",
-    )
-    _add_machine(parser)
-    parser.add_argument(
-        "--random-seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of everything random (default: %(default)s)",
-    )
+    add_options(parser, Settings, "init", "model", "refine", "topology", "device", "threads", "random_seed")
 
 
 def _add_apply(subparsers: Any) -> None:
@@ -104,8 +73,8 @@ def _add_apply(subparsers: Any) -> None:
     parser.add_argument("--output", required=True, metavar="O", help="NIfTI file to write")
     parser.add_argument(
         "--interpolation",
-        choices=("linear", "nearest", "lanczos", "label"),
-        default="linear",
+        choices=INTERPOLATIONS,
+        default=INTERPOLATIONS[0],
         help="how to read between voxels; label keeps label numbers whole (default: %(default)s)",
     )
 
@@ -139,9 +108,9 @@ def _add_train(subparsers: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG.toml", help="data, network, losses and steps")
     parser.add_argument(
-        "--minutes", type=_positive_number, metavar="N", help="stop after N minutes; the next call goes on"
+        "--minutes", type=reader(_positive_number), metavar="N", help="stop after N minutes; the next call goes on"
     )
-    _add_device(parser)
+    add_options(parser, Settings, "device")
 
 
 def _add_models(subparsers: Any) -> None:
@@ -182,39 +151,11 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fixed-mask", metavar="MASK", help="brain mask on the fixed image's grid")
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    _add_device(parser)
-    parser.add_argument("--threads", type=_positive_integer, metavar="N", help="CPU threads (default: all cores)")
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="auto|cpu|cuda[:N]",
-        help="where to compute (default: %(default)s)",
-    )
-
-
-def _steps(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected 'auto' or a whole number from 0, found '{text}'")
-    return int(text)
-
-
-def _positive_integer(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, found '{text}'")
-    return int(text)
-
-
 def _positive_number(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, found '{text}'")
+        raise ValueError(f"expected a number above 0, found '{text}'")
     return number

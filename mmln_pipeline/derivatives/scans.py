@@ -25,8 +25,8 @@ class Scan:
         Lesion mask in the image's space.
     others : tuple of Scan
         Further images of the same anatomy, such as runs: aligned rigidly and averaged with this one.
-    reference : {"first-lex", "unbiased"}
-        Space of that average: the first image's, or the middle of all.
+    reference : str
+        Space of that average, one of `mmln_pipeline.linear.choices.REFERENCES`.
     """
 
     subject: str

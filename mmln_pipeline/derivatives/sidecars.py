@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmln_pipeline.atlas.sources import FUSED
 from mmln_pipeline.derivatives.filenames import derivative_paths, fused_paths, is_of_scan
@@ -126,7 +127,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
     forward, inverse = f"bids::{paths['forward_xfm']}", f"bids::{paths['inverse_xfm']}"
     in_template = {"SpatialReference": provenance.spatial_reference}
     in_t1w = {"SpatialReference": t1w}
-    content = {
+    content: dict[str, dict[str, Any]] = {
         "forward_xfm": {
             "Description": "ITK composite (affine and warp) that resamples T1w images onto the template grid",
             "PointMapping": "points of the template to points of the T1w image (LPS+ mm in the file)",

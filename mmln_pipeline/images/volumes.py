@@ -282,7 +282,8 @@ def conform(
         Where to sample it.
     affine : ndarray, shape (4, 4), optional
         RAS+ mm, the grid's world (fixed) to the image's (moving); default: the same world.
-    interpolation : {"linear", "nearest", "lanczos", "label"}, default="linear"
+    interpolation : str, default="linear"
+        One of `mmln_pipeline.space.interpolation.INTERPOLATIONS`.
         Labels take "nearest" or "label".
 
     Returns

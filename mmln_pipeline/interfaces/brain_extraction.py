@@ -16,6 +16,8 @@ from nipype.interfaces.base import (
     traits,
 )
 
+from mmln_pipeline.linear.choices import SKULL_STRIP, STRIPPERS
+
 SYNTHSTRIP = "mri_synthstrip"
 """FreeSurfer's command."""
 SOURCES = {
@@ -32,8 +34,8 @@ def choose_stripper(method: str = "auto") -> str:
 
     Parameters
     ----------
-    method : {"auto", "skip", "synthstrip", "atlas"}, default="auto"
-        What was asked for.
+    method : str, default="auto"
+        What was asked for, one of `mmln_pipeline.linear.choices.SKULL_STRIP`.
 
     Returns
     -------
@@ -97,15 +99,12 @@ class _BrainExtractionInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="T1-weighted image")
     in_mask = File(exists=True, desc="brain mask on the image's grid (non-zero = brain); then nothing is estimated")
     method = traits.Enum(
-        "auto",
-        "skip",
-        "synthstrip",
-        "atlas",
+        *SKULL_STRIP,
         usedefault=True,
         desc="auto: strip the image unless it is stripped already; skip: trust that it is; synthstrip, atlas: strip it",
     )
     stripper = traits.Enum(
-        "synthstrip", "atlas", desc="what auto strips with (default: SynthStrip where it is on the PATH, else atlas)"
+        *STRIPPERS, desc="what auto strips with (default: SynthStrip where it is on the PATH, else atlas)"
     )
     random_seed = traits.Int(0, usedefault=True, desc="seed of the atlas method")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")

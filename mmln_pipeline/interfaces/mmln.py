@@ -13,40 +13,29 @@ from nipype.interfaces.base import (
 )
 
 from mmln_pipeline.interfaces.preprocessing import optional
+from mmln_pipeline.interfaces.settings_traits import make_trait
+from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
 
 
 class _MMLNRegistrationInputSpec(BaseInterfaceInputSpec):
     fixed = File(exists=True, mandatory=True, desc="fixed brain image")
     moving = File(exists=True, mandatory=True, desc="moving brain image, on its native grid")
-    init = traits.Either(
-        File(exists=True),
-        traits.Enum("affine", "rigid", "identity"),
-        default="affine",
-        usedefault=True,
-        desc="start: an ITK affine file (fixed world -> moving world, mm), or how to estimate one",
-    )
+    init = make_trait(Settings, "init")
     fixed_mask = File(exists=True, desc="brain mask of the fixed image")
     moving_mask = File(exists=True, desc="brain mask of the moving image")
     moving_lesion = File(exists=True, desc="where the moving image must not steer, on its grid")
     fixed_dseg = File(exists=True, desc="labels of the fixed image, on its grid")
     moving_dseg = File(exists=True, desc="labels of the moving image, on its grid")
     labels = File(exists=True, desc="TSV that groups label numbers into structures")
-    model = traits.Str("mmln", usedefault=True, desc="name of bundled weights, or path of a safetensors file")
+    model = make_trait(Settings, "model")
     model_sha256 = traits.Str(desc="checksum of the weights: other weights under one name are registered anew")
-    refine = traits.Either(
-        traits.Enum("auto"),
-        traits.Range(low=0),
-        default="auto",
-        usedefault=True,
-        desc="iterations of instance optimisation; 0: the network alone",
-    )
-    topology = traits.Enum(
-        "strict", "off", usedefault=True, desc="strict: repair the warp until nothing folds, or fail; off: leave it"
-    )
-    device = traits.Str("auto", usedefault=True, desc="auto, cpu, cuda or cuda:N")
+    refine = make_trait(Settings, "refine")
+    topology = make_trait(Settings, "topology")
+    device = make_trait(Settings, "device")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count this node as a GPU node (scheduling)")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
-    random_seed = traits.Int(0, usedefault=True, desc="seed of NumPy, torch and the affine's sampling")
+    random_seed = make_trait(Settings, "random_seed")
 
 
 class _MMLNRegistrationOutputSpec(TraitedSpec):
@@ -113,9 +102,7 @@ class _ApplyMMLNTransformInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="image, mask or labels to resample")
     reference = File(exists=True, mandatory=True, desc="image whose grid the output takes")
     transform = File(exists=True, desc="ITK transform, reference world -> image world (default: identity)")
-    interpolation = traits.Enum(
-        "linear", "nearest", "lanczos", "label", usedefault=True, desc="label or nearest for masks and labels"
-    )
+    interpolation = traits.Enum(*INTERPOLATIONS, usedefault=True, desc="label or nearest for masks and labels")
 
 
 class _ApplyMMLNTransformOutputSpec(TraitedSpec):
@@ -133,7 +120,7 @@ class ApplyMMLNTransform(SimpleInterface):
         from mmln_pipeline.space.transforms import Transform, read_transform
 
         load = volumes.load_image
-        if self.inputs.interpolation in ("nearest", "label"):
+        if self.inputs.interpolation in FOR_LABELS:
             load = volumes.load_labels
         image = load(self.inputs.in_file, name="input")
         reference = volumes.load_image(self.inputs.reference, name="reference")

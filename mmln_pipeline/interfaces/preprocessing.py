@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import (
@@ -12,6 +13,10 @@ from nipype.interfaces.base import (
     isdefined,
     traits,
 )
+
+from mmln_pipeline.interfaces.settings_traits import make_trait
+from mmln_pipeline.machine.options import find_option
+from mmln_pipeline.registration.settings import Settings
 
 
 def optional(value):
@@ -96,8 +101,8 @@ class _AffineInitInputSpec(BaseInterfaceInputSpec):
     fixed_mask = File(exists=True, desc="brain mask of the fixed image")
     moving_mask = File(exists=True, desc="brain mask of the moving image")
     moving_lesion = File(exists=True, desc="where the moving image must not steer, on its grid")
-    kind = traits.Enum("affine", "rigid", "identity", usedefault=True, desc="12, 6 or 0 degrees of freedom")
-    random_seed = traits.Int(0, usedefault=True, desc="seed of the sampling")
+    kind = traits.Enum(*find_option(Settings, "init").words, usedefault=True, desc="12, 6 or 0 degrees of freedom")
+    random_seed = make_trait(Settings, "random_seed")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
 
 
@@ -128,7 +133,7 @@ class AffineInit(SimpleInterface):
         from mmln_pipeline.images.volumes import load_image
         from mmln_pipeline.linear.affine import estimate_affine
 
-        images = {}
+        images: dict[str, Any] = {}
         for key in ("fixed", "moving", "fixed_mask", "moving_mask", "moving_lesion"):
             path = optional(getattr(self.inputs, key))
             images[key] = load_image(path, name=key) if path else None

@@ -126,13 +126,13 @@ class PlotLabels(SimpleInterface):
     output_spec = _PlotLabelsOutputSpec
 
     def _run_interface(self, runtime):
-        import nibabel as nb
-
+        from mmln_pipeline.images.volumes import load_image, load_labels
         from mmln_pipeline.reporting.figures import plot_labels
 
         self._results["out_file"] = str(Path(runtime.cwd) / "labels.svg")
-        names = optional(self.inputs.label_names)
-        plot_labels(nb.load(self.inputs.in_file), nb.load(self.inputs.in_dseg), self._results["out_file"], names=names)
+        image = load_image(self.inputs.in_file, name="T1w")
+        labels = load_labels(self.inputs.in_dseg, name="labels")
+        plot_labels(image, labels, self._results["out_file"], names=optional(self.inputs.label_names))
         return runtime
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
+from mmln_pipeline.linear.choices import REFERENCES
+
 
 def _companions(text):
     """A file for each image, "" where an image has none."""
@@ -16,7 +18,7 @@ class _SubjectReferenceInputSpec(BaseInterfaceInputSpec):
     in_masks = _companions("brain mask of each image, or an empty string")
     in_dsegs = _companions("labels of each image, or an empty string")
     in_lesions = _companions("lesion mask of each image, or an empty string")
-    kind = traits.Enum("first-lex", "unbiased", usedefault=True, desc="in the space of the first image, or midway")
+    kind = traits.Enum(*REFERENCES, usedefault=True, desc="in the space of the first image, or midway")
     random_seed = traits.Int(0, usedefault=True, desc="seed of the alignment's sampling")
 
 

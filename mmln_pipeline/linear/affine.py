@@ -13,11 +13,11 @@ from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.images.volumes import brain_mask, conform, looks_skull_stripped, mask_array, normalize_intensity
+from mmln_pipeline.linear.choices import AFFINES
 from mmln_pipeline.machine.devices import itk_threads
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.transforms import Transform, itk_points, matrix_from_sitk, read_transform, to_sitk_image
 
-KINDS = ("affine", "rigid")
 # Shrink factor, smoothing in voxels, share of voxels sampled; the last is the 2 mm image itself.
 _LEVELS = ((4, 1.0, 1.0), (2, 1.0, 0.5), (1, 0.0, 0.2))
 _SPACING_MM = 2.0
@@ -62,7 +62,8 @@ def estimate_affine(
         Skull-stripped image, or a whole head with its mask; any orientation and voxel size.
     moving : Nifti1Image
         Likewise, or a raw T1-weighted head, neck and all, in which the brain has yet to be found.
-    kind : {"affine", "rigid"}, default="affine"
+    kind : str, default="affine"
+        One of `mmln_pipeline.linear.choices.AFFINES`.
         12 or 6 parameters.
     fixed_mask, moving_mask : Nifti1Image, optional
         The brains, each on its image's grid; default: `brain_mask`.
@@ -82,8 +83,8 @@ def estimate_affine(
         If the kind is unknown, the seed negative, a mask on another grid or empty, or the result cannot be
         right (the brains hardly overlap, or one would have to change its volume more than fourfold).
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind of alignment: expected one of {', '.join(KINDS)}; found {kind!r}")
+    if kind not in AFFINES:
+        raise ValueError(f"kind of alignment: expected one of {', '.join(AFFINES)}; found {kind!r}")
     if seed < 0:
         raise ValueError(f"random seed: expected 0 or more, found {seed}")
     fixed_brain = _coarse_brain(fixed, fixed_mask, "fixed")

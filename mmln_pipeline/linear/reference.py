@@ -13,10 +13,10 @@ from scipy.linalg import expm, logm
 
 from mmln_pipeline.images.volumes import brain_mask, looks_skull_stripped, mask_array
 from mmln_pipeline.linear.affine import estimate_affine
+from mmln_pipeline.linear.choices import REFERENCES
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.transforms import Transform
 
-KINDS = ("first-lex", "unbiased")
 _MEAN_STEPS, _SAME_POSE = 20, 1e-9
 
 
@@ -48,7 +48,8 @@ def build_reference(
     ----------
     images : sequence of Nifti1Image
         At least one; heads or skull-stripped brains, but all of one sort.
-    kind : {"first-lex", "unbiased"}, default="first-lex"
+    kind : str, default="first-lex"
+        One of `mmln_pipeline.linear.choices.REFERENCES`.
         In the space of the first image, on its grid; or in the middle of all, where the mean of the rigid
         transforms to the images is the identity, so that no image is treated otherwise than the rest.
     masks : sequence of Nifti1Image, optional
@@ -69,8 +70,10 @@ def build_reference(
     ----------
     Reuter et al., Within-subject template estimation for unbiased longitudinal image analysis, NeuroImage 2012.
     """
-    if kind not in KINDS or not images:
-        raise ValueError(f"reference: expected images and one of {', '.join(KINDS)}; found {len(images)} and {kind!r}")
+    if kind not in REFERENCES or not images:
+        raise ValueError(
+            f"reference: expected images and one of {', '.join(REFERENCES)}; found {len(images)} and {kind!r}"
+        )
     found = [None] * len(images) if masks is None else list(masks)
     matrices = [np.eye(4)]
     for number in range(1, len(images)):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmln_pipeline.registration.result import Progress, QualityWarning, RegistrationResult, TopologyError
+from mmln_pipeline.registration.settings import Settings
 
 __all__ = ["QualityWarning", "RegistrationResult", "TopologyError", "register"]
 
@@ -26,19 +27,19 @@ def register(
     fixed: str | Path | Nifti1Image,
     moving: str | Path | Nifti1Image,
     *,
-    init: str | Path | NDArray[np.float64] = "affine",
+    init: str | Path | NDArray[np.float64] = Settings.init,
     fixed_dseg: str | Path | Nifti1Image | None = None,
     moving_dseg: str | Path | Nifti1Image | None = None,
     labels: str | Path | LabelTable | None = None,
     fixed_mask: str | Path | Nifti1Image | None = None,
     moving_mask: str | Path | Nifti1Image | None = None,
     moving_lesion: str | Path | Nifti1Image | None = None,
-    model: str | Path = "mmln",
-    refine: int | str = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    random_seed: int = 0,
-    topology: str = "strict",
+    model: str | Path = Settings.model,
+    refine: int | str = Settings.refine,
+    device: str = Settings.device,
+    threads: int | None = Settings.threads,
+    random_seed: int = Settings.random_seed,
+    topology: str = Settings.topology,
     progress: Progress | None = None,
 ) -> RegistrationResult:
     """Register a moving brain image to a fixed one.
@@ -48,9 +49,6 @@ def register(
     fixed, moving : path or Nifti1Image
         Skull-stripped 3-D images, or raw heads together with their masks
         (`mmln_pipeline.linear.skullstrip.find_brain`).
-    init : {"affine", "rigid", "identity"}, path or ndarray of shape (4, 4), default="affine"
-        Linear start: estimate one, take the images as aligned already, read an ITK affine file, or
-        use a matrix (RAS mm, fixed world to moving world).
     fixed_dseg, moving_dseg : path or Nifti1Image, optional
         Labels, each on the grid of its image; they are scored and never steer the registration.
     labels : path, name or LabelTable, optional
@@ -60,19 +58,8 @@ def register(
     moving_lesion : path or Nifti1Image, optional
         Where the moving brain has no counterpart in the fixed one (non-zero), on its grid: these voxels steer
         neither the linear start nor the refinement. The network itself knows nothing of lesions.
-    model : str or Path, default="mmln"
-        Name of bundled weights or path of a weights file.
-    refine : int or "auto", default="auto"
-        Steps of instance optimisation in the place of the network's finest level; 0 gives the whole network alone.
-    device : str, default="auto"
-        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    threads : int, optional
-        Threads on the CPU; default: the libraries' own choice.
-    random_seed : int, default=0
-        Seed of NumPy, torch and the sampling of the affine (ITK).
-    topology : {"strict", "off"}, default="strict"
-        Repair the warp where it folds until its non-diffeomorphic volume (NDV) is zero, or fail; ``off``
-        returns the warp as it comes.
+    init, model, refine, device, threads, random_seed, topology
+        How to register: the fields of :class:`~mmln_pipeline.registration.settings.Settings`.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
 
@@ -103,9 +90,18 @@ def register(
     is the certificate of the repair.
     """
     start = time.perf_counter()
-    from mmln_pipeline.registration import pair as inputs
     from mmln_pipeline.registration import steps
+    from mmln_pipeline.registration.pair import load_pair
 
-    options = inputs.Options(init, model, refine, device, threads, random_seed, topology)
-    pair = inputs.load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion)
-    return steps.run(pair, options, start, progress)
+    settings = Settings(
+        init=init,
+        model=model,
+        refine=refine,
+        device=device,
+        threads=threads,
+        random_seed=random_seed,
+        topology=topology,
+    )
+    steps.check(settings)
+    pair = load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion)
+    return steps.run(pair, settings, start, progress)

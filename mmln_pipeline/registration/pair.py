@@ -1,91 +1,21 @@
-"""The inputs and options of a registration, read and checked before any work starts."""
+"""The inputs of a registration, read and checked before any work starts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
-from mmln_pipeline import weights
 from mmln_pipeline.atlas.labels import LabelTable, load_label_table
 from mmln_pipeline.images import volumes
-from mmln_pipeline.linear import affine
-from mmln_pipeline.machine import devices
+from mmln_pipeline.linear.affine import load_affine
+from mmln_pipeline.machine.options import find_option
+from mmln_pipeline.registration.settings import Settings
 
 ImageSource = str | Path | Nifti1Image
-TOPOLOGIES = ("strict", "off")
-MAX_SEED = 2**31 - 2
-"""ANTs holds a seed, plus one, in a signed 32-bit number."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to register.
-
-    Parameters
-    ----------
-    init : {"affine", "rigid", "identity"}, path or ndarray of shape (4, 4), default="affine"
-    model : str or Path, default="mmln"
-    refine : int or "auto", default="auto"
-    device : str, default="auto"
-    threads : int, optional
-    random_seed : int, default=0
-    topology : {"strict", "off"}, default="strict"
-
-    Raises
-    ------
-    ValueError
-        If `refine`, `threads`, `random_seed` or `topology` is out of range, the model is unknown, the device is
-        absent, or `init` is not a usable affine.
-    FileNotFoundError
-        If `init` is neither a known word nor a file, or the file of a model is missing.
-    """
-
-    init: str | Path | NDArray[np.float64] = "affine"
-    model: str | Path = "mmln"
-    refine: int | str = "auto"
-    device: str = "auto"
-    threads: int | None = None
-    random_seed: int = 0
-    topology: str = "strict"
-    matrix: NDArray[np.float64] | None = field(init=False, default=None, repr=False)
-    """The linear start when it is known beforehand, else None."""
-
-    def __post_init__(self) -> None:
-        if self.refine != "auto" and (not isinstance(self.refine, int) or self.refine < 0):
-            raise ValueError(f"refine: expected 'auto' or a number of steps from 0, found {self.refine!r}.")
-        if not 0 <= self.random_seed <= MAX_SEED:
-            raise ValueError(f"random seed: expected 0 to {MAX_SEED}, found {self.random_seed}.")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads: expected at least 1, found {self.threads}.")
-        if self.topology not in TOPOLOGIES:
-            raise ValueError(f"topology: expected {' or '.join(TOPOLOGIES)}, found {self.topology!r}.")
-        weights.resolve_model(self.model)
-        devices.resolve_device(self.device)
-        object.__setattr__(self, "matrix", self._known_matrix())
-
-    def _known_matrix(self) -> NDArray[np.float64] | None:
-        if isinstance(self.init, np.ndarray):
-            if self.init.shape != (4, 4) or not np.isfinite(self.init).all():
-                raise ValueError(f"init: expected a finite 4 x 4 matrix, found shape {self.init.shape}.")
-            return self.init.astype(np.float64)
-        if self.init == "identity":
-            return np.eye(4)
-        if self.init in ("affine", "rigid"):
-            return None
-        if not Path(self.init).is_file():
-            raise FileNotFoundError(
-                f"init: expected affine, rigid, identity or an ITK affine file; no such file: '{self.init}'."
-            )
-        return affine.load_affine(self.init)
-
-    @property
-    def init_name(self) -> str:
-        """The start as text: the word or path given, or "matrix"."""
-        return "matrix" if isinstance(self.init, np.ndarray) else str(self.init)
 
 
 @dataclass(frozen=True)
@@ -154,6 +84,40 @@ def load_pair(
         _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
         _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
     )
+
+
+def read_start(init: str | Path | NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Return the linear start where it is known beforehand.
+
+    Parameters
+    ----------
+    init : str, path or ndarray of shape (4, 4)
+        See `mmln_pipeline.registration.settings.Settings`.
+
+    Returns
+    -------
+    ndarray of shape (4, 4), or None
+        RAS mm, fixed world to moving world; None where it has to be estimated.
+
+    Raises
+    ------
+    ValueError
+        If a matrix is not finite or not 4 x 4, or a file holds more than linear transforms.
+    FileNotFoundError
+        If `init` is neither a known word nor a file.
+    """
+    if isinstance(init, np.ndarray):
+        if init.shape != (4, 4) or not np.isfinite(init).all():
+            raise ValueError(f"init: expected a finite 4 x 4 matrix, found shape {init.shape}.")
+        return init.astype(np.float64)
+    option = find_option(Settings, "init")
+    if init in option.words:
+        return np.eye(4) if init == "identity" else None
+    if not Path(init).is_file():
+        raise FileNotFoundError(
+            f"init: expected {', '.join(option.words)} or an ITK affine file; no such file: '{init}'."
+        )
+    return load_affine(init)
 
 
 def check_same_grid(image: Nifti1Image, name: str, reference: Nifti1Image, reference_name: str, path: str = "") -> None:

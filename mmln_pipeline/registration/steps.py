@@ -26,8 +26,9 @@ from mmln_pipeline.images import volumes
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
 from mmln_pipeline.refinement import descent as refinement
-from mmln_pipeline.registration.pair import Options, Pair
+from mmln_pipeline.registration.pair import Pair, read_start
 from mmln_pipeline.registration.result import Progress, RegistrationResult, TopologyError
+from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.scores import evaluation, metrics, quality
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.transforms import Transform, displacement_from_voxels, displacement_to_voxels
@@ -36,14 +37,33 @@ MIN_OVERLAP = 0.1
 """Share of the fixed brain that the linearly aligned moving brain must cover at least."""
 
 
+def check(settings: Settings) -> None:
+    """Check before work what only this machine can tell of the settings.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Raises
+    ------
+    ValueError
+        If the model is unknown, the device is absent, or `init` is not a usable affine.
+    FileNotFoundError
+        If the file of the model or of the linear start is missing.
+    """
+    weights.resolve_model(settings.model)
+    devices.resolve_device(settings.device)
+    read_start(settings.init)
+
+
 @devices.kept_memory()
-def run(pair: Pair, options: Options, start: float, progress: Progress | None = None) -> RegistrationResult:
+def run(pair: Pair, settings: Settings, start: float, progress: Progress | None = None) -> RegistrationResult:
     """Register a checked pair.
 
     Parameters
     ----------
     pair : Pair
-    options : Options
+    settings : Settings
     start : float
         `time.perf_counter` when the work began, reading included.
     progress : callable, optional
@@ -61,34 +81,34 @@ def run(pair: Pair, options: Options, start: float, progress: Progress | None = 
         If the warp still folds after the repair.
     """
     clock = _Clock(start, progress)
-    device = devices.resolve_device(options.device)
+    device = devices.resolve_device(settings.device)
     with clock.stage("load"):
-        _prepare_machine(options, device)
-        model, card = weights.load_model(options.model, device)
+        _prepare_machine(settings, device)
+        model, card = weights.load_model(settings.model, device)
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):
-        matrix = _linear_start(pair, options)
-        network = _to_network_grid(pair, matrix, options)
+        matrix = _linear_start(pair, settings)
+        network = _to_network_grid(pair, matrix, settings)
     with clock.stage("network"), torch.no_grad(), devices.autocast(device):
         images = network.fixed.to(device), network.moving.to(device)
-        velocities = model(*images, finest=options.refine == 0)
+        velocities = model(*images, finest=settings.refine == 0)
     with clock.stage("refine"):
-        if options.refine != 0:
-            report = clock.steps("refine", sum(refinement.count_steps(options.refine)))
+        if settings.refine != 0:
+            report = clock.steps("refine", sum(refinement.count_steps(settings.refine)))
             weight = _trusted(pair, network, matrix, velocities)
-            velocities = refinement.refine(*images, velocities, options.refine, weight, progress=report)
+            velocities = refinement.refine(*images, velocities, settings.refine, weight, progress=report)
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
         velocities = [warping.taper(velocity, shape) for velocity in velocities]
         forward, inverse = warping.integrate(velocities, shape), warping.integrate(velocities, shape, inverse=True)
         maps = forward, warping.correct_inverse(inverse, forward)
     with clock.stage("topology"):
-        warp = _repair_folds(maps, options)
+        warp = _repair_folds(maps, settings)
     with clock.stage("resample"):
         result = _resample(pair, network, matrix, warp)
     with clock.stage("score"):
         scores = _score(pair, result, network, warp) | {"topology": warp.certificate}
-    result.metrics = evaluation.jsonable(scores | _provenance(options, card, device) | {"seconds": clock.finish()})
+    result.metrics = evaluation.jsonable(scores | _provenance(settings, card, device) | {"seconds": clock.finish()})
     result.warn()
     return result
 
@@ -148,32 +168,33 @@ class _Clock:
         }
 
 
-def _prepare_machine(options: Options, device: torch.device) -> None:
-    devices.set_threads(options.threads)
-    if options.threads is not None:  # ITK's filters ask the environment, or SimpleITK's own setting
-        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(options.threads)
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(options.threads)
-    np.random.seed(options.random_seed)
-    torch.manual_seed(options.random_seed)
+def _prepare_machine(settings: Settings, device: torch.device) -> None:
+    devices.set_threads(settings.threads)
+    if settings.threads is not None:  # ITK's filters ask the environment, or SimpleITK's own setting
+        os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(settings.threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(settings.threads)
+    np.random.seed(settings.random_seed)
+    torch.manual_seed(settings.random_seed)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _linear_start(pair: Pair, options: Options) -> NDArray[np.float64]:
-    if options.matrix is not None:
-        return options.matrix
+def _linear_start(pair: Pair, settings: Settings) -> NDArray[np.float64]:
+    known = read_start(settings.init)
+    if known is not None:
+        return known
     return affine.estimate_affine(
         pair.fixed,
         pair.moving,
-        kind=str(options.init),
+        kind=str(settings.init),
         fixed_mask=pair.fixed_mask,
         moving_mask=pair.moving_mask,
-        seed=options.random_seed,
+        seed=settings.random_seed,
         moving_lesion=pair.moving_lesion,
     )
 
 
-def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], options: Options) -> _NetworkInput:
+def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], settings: Settings) -> _NetworkInput:
     """Bring the pair onto the network grid; nothing is resampled when both images lie on it already."""
     grid = volumes.network_grid(pair.fixed, pair.fixed_mask)
     fixed = _brain_on_grid(pair.fixed, pair.fixed_mask, grid, np.eye(4))
@@ -185,7 +206,7 @@ def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], options: Options) 
     overlap = float((moving[brain] > 0).mean()) if brain.any() else 0.0
     if overlap < MIN_OVERLAP:
         raise ValueError(
-            f"The fixed and the moving image do not overlap with init '{options.init_name}': the moving "
+            f"The fixed and the moving image do not overlap with init '{settings.init_name}': the moving "
             f"image covers {100 * overlap:.0f}% of the fixed brain; use --init affine, or mend the headers."
         )
     fixed_tensor, moving_tensor = (
@@ -224,9 +245,9 @@ def _trusted(
         return (warping.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp) < 0.5).float()
 
 
-def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], options: Options) -> _Warp:
+def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], settings: Settings) -> _Warp:
     """Make the warp and its inverse free of folds, or let them pass, as the options ask."""
-    if options.topology == "off":
+    if settings.topology == "off":
         forward, backward = (displacement.cpu() for displacement in maps)
         return _Warp(forward, backward, None, {"mode": "off"})
     repair, inverse = (topology.enforce(displacement) for displacement in maps)
@@ -304,12 +325,12 @@ def _carry(mask: Nifti1Image, matrix: NDArray[np.float64], grid: Grid) -> NDArra
     return np.asarray(volumes.conform(mask, grid, affine=matrix, interpolation="nearest").dataobj) != 0
 
 
-def _provenance(options: Options, card: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def _provenance(settings: Settings, card: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Say with what the result was made and how much memory it took."""
     facts: dict[str, Any] = {
-        "init": options.init_name,
-        "refine": options.refine,
-        "random_seed": options.random_seed,
+        "init": settings.init_name,
+        "refine": settings.refine,
+        "random_seed": settings.random_seed,
         "peak_memory_mb": devices.peak_memory_mb(),
         "device": str(device),
         "model": card["name"],

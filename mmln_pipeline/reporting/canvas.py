@@ -7,6 +7,7 @@ import io
 import re
 from html import escape
 from os import PathLike
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.style
@@ -103,7 +104,7 @@ class Canvas:
         axes = self.add_layer("frame")
         axes.text(0.0, 1.012, self.title, transform=axes.transAxes, color="white", ha="left", size=11)
         shade = {"facecolor": "black", "edgecolor": "none", "alpha": 0.6, "pad": 1}
-        style = {"color": "white", "size": 8, "va": "top", "bbox": shade}
+        style: dict[str, Any] = {"color": "white", "size": 8, "va": "top", "bbox": shade}
         for cell in self.mosaic.cells:
             text = f"{AXIS_LETTER[cell.plane]} = {round(cell.position_mm):+d}"
             axes.text(cell.columns.start, cell.rows.start, text, ha="left", **style)

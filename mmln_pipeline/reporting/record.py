@@ -91,7 +91,8 @@ def _averaged(record: Record) -> str:
 
 
 def _bias(record: Record) -> str:
-    return {True: "corrected with N4", False: "left as it is"}.get(record.get("bias_correction"), "")
+    words: dict[Any, str] = {True: "corrected with N4", False: "left as it is"}
+    return words.get(record.get("bias_correction"), "")
 
 
 def _alignment(record: Record) -> str:

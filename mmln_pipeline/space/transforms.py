@@ -25,16 +25,13 @@ from scipy.ndimage import map_coordinates
 
 from mmln_pipeline.machine.files import atomic_path
 from mmln_pipeline.space.grids import Grid, check_affine, new_image
+from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS+ to LPS+ and back."""
-INTERPOLATORS = {
-    "linear": sitk.sitkLinear,
-    "nearest": sitk.sitkNearestNeighbor,
-    "lanczos": sitk.sitkLanczosWindowedSinc,
-    "label": sitk.sitkLabelLinear,
-}
-"""Interpolations by name; "label" gives each voxel the label with the largest linearly interpolated share."""
+_SITK = (sitk.sitkLinear, sitk.sitkNearestNeighbor, sitk.sitkLanczosWindowedSinc, sitk.sitkLabelLinear)
+INTERPOLATORS = dict(zip(INTERPOLATIONS, _SITK, strict=True))
+"""SimpleITK's interpolators by name."""
 AFFINE_SUFFIXES = (".mat", ".txt", ".tfm")
 FIELD_SUFFIXES = (".nii", ".nii.gz")
 # Finer than any registration; zero low bits let gzip take a third off the file.
@@ -151,7 +148,8 @@ class Transform:
             3-D image in the world where the transform ends (forward: moving).
         reference : Nifti1Image or Grid
             Grid in the world where it starts (forward: fixed).
-        interpolation : {"linear", "nearest", "lanczos", "label"}, default="linear"
+        interpolation : str, default="linear"
+            One of `mmln_pipeline.space.interpolation.INTERPOLATIONS`.
             Labels take "nearest" or "label".
         default : float, default=0.0
             Value of voxels that fall outside `image`.
@@ -172,7 +170,7 @@ class Transform:
         data = np.asanyarray(image.dataobj)
         if data.ndim != 3:
             raise ValueError(f"image to resample: expected 3-D, found shape {data.shape}")
-        keeps_type = interpolation in ("nearest", "label")
+        keeps_type = interpolation in FOR_LABELS
         # SimpleITK has no interpolator of labels for every pixel type; float32 holds labels up to 2**24
         # exactly.
         native = data.dtype.newbyteorder("=")

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmln_pipeline.machine.toml import read_toml, to_dataclass
 from mmln_pipeline.network.losses import SIMILARITIES
 from mmln_pipeline.network.model import NetworkConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @dataclass(frozen=True)
@@ -266,33 +261,35 @@ def load_config(path: str | Path) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"configuration: no such file: {path}")
     try:
-        table = tomllib.loads(path.read_text())
-        data = table.pop("data", {})
-        for key in ("train", "validation"):
-            data[key] = tuple(_build(DatasetConfig, entry, f"data.{key}") for entry in data.get(key, []))
-        return _build(
-            TrainConfig,
-            table
-            | {
-                "network": _build(NetworkConfig, table.get("network", {}), "network"),
-                "data": _build(DataConfig, data, "data"),
-                "loss": _build(LossConfig, table.get("loss", {}), "loss"),
-                "optimization": _build(OptimizationConfig, table.get("optimization", {}), "optimization"),
-                "stages": tuple(_build(StageConfig, entry, "stages") for entry in table.get("stages", [])),
-            },
-            "",
-        )
-    except ValueError as error:  # tomllib.TOMLDecodeError is one
+        return _from_table(read_toml(path))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _build(kind: type, table: dict[str, Any], where: str) -> Any:
-    """Make a configuration dataclass from a TOML table, refusing unknown and missing keys by name."""
-    known = {f.name for f in fields(kind)}
-    unknown = sorted(set(table) - known)
-    if unknown:
-        raise ValueError(f"{where or 'top level'}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    try:
-        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
-    except TypeError as error:
-        raise ValueError(f"{where or 'top level'}: {error}") from error
+def _from_table(content: dict[str, Any]) -> TrainConfig:
+    """Make the configuration from the content of its file, table by table."""
+    parts: dict[str, Any] = {}
+    data = dict(_table(content, "data"))
+    for key in ("train", "validation"):
+        data[key] = tuple(to_dataclass(DatasetConfig, entry, f"data.{key}") for entry in _tables(data, key, "data."))
+    parts["data"] = to_dataclass(DataConfig, data, "data")
+    for key, kind in (("network", NetworkConfig), ("loss", LossConfig), ("optimization", OptimizationConfig)):
+        parts[key] = to_dataclass(kind, _table(content, key), key)
+    parts["stages"] = tuple(to_dataclass(StageConfig, entry, "stages") for entry in _tables(content, "stages"))
+    return to_dataclass(TrainConfig, content | parts)
+
+
+def _table(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return a table of a file, empty where there is none."""
+    found = content.get(key, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{key}: expected a table, [{key}], found {found!r}")
+    return found
+
+
+def _tables(content: dict[str, Any], key: str, above: str = "") -> list[dict[str, Any]]:
+    """Return the tables of one name, [[...]], of a file or of a table in it."""
+    found = content.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(f"{above}{key}: expected tables, [[{above}{key}]], found {found!r}")
+    return found
