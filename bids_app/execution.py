@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +25,7 @@ from nipype.utils.filemanip import indirectory
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.progress import progress_bar
+from mmln_pipeline.space.placement import HeaderWarning
 from mmln_pipeline.workflows import Scan
 
 LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
@@ -136,6 +138,7 @@ def _start_worker(folder: str, level: int, monitor: bool) -> None:
     os.environ["NIPYPE_NO_ET"] = "1"
     os.chdir(folder)
     nipype.config.resource_monitor = monitor
+    warnings.simplefilter("ignore", HeaderWarning)  # told before the work began
     _set_log_level(level)
 
 

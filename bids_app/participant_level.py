@@ -3,7 +3,7 @@
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -18,6 +18,7 @@ from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.reporting.record import read_records
+from mmln_pipeline.space.placement import find_placement
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
 
 NETWORK_GB = 5.0
@@ -49,6 +50,8 @@ def run_participants(config: Config) -> int:
     method = prepare_method(config)
     scans, templates = drop_templates(config, scans, method.targets)
     skipped |= templates
+    for line in dict.fromkeys(describe_headers(scans, method)):
+        print(f"mmln-bids: warning: {line}", file=sys.stderr)
     if config.dry_run:
         print(describe_plan(config, method, scans, skipped))
         return 0
@@ -68,6 +71,28 @@ def run_participants(config: Config) -> int:
         drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
         print(workflow.write_graph(graph2use="colored", simple_form=True, format=drawn))
     return finish(config, method, scans, run_workflow(workflow, config, scans, plugin))
+
+
+def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
+    """Say of which inputs NiBabel and ITK read the header differently, and by how much.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        The scans of the run.
+    method : Method
+        Its templates.
+
+    Yields
+    ------
+    str
+        One line a file.
+    """
+    for files in (*(scan.files for scan in scans), *(target.files for target in method.targets)):
+        for name, path in files.items():
+            placement = find_placement(path)
+            if placement is not None:
+                yield f"{name}: {path}: {placement.describe()}"
 
 
 def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.Workflow:

@@ -7,6 +7,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import brain_mask, load_image
 from mmln_pipeline.linear.affine import estimate_affine, load_affine
 from mmln_pipeline.space.grids import Grid, new_image
@@ -56,7 +57,7 @@ def test_known_transform_is_recovered(rng, kind, degrees, scale, shift):
     moving = fake_brain(rng)
     fixed, known = made_pair(moving, degrees, scale, shift, (60, 58, 62), (1.2, 1.3, 1.2))
     before = np.array(fixed.dataobj), np.array(moving.dataobj)
-    found = estimate_affine(fixed, moving, kind)
+    found = estimate_affine(Brain(fixed), Brain(moving), kind)
     assert corner_error(found, known, fixed) < 0.75
     if kind == "rigid":
         np.testing.assert_allclose(found[:3, :3] @ found[:3, :3].T, np.eye(3), atol=1e-9)
@@ -70,10 +71,10 @@ def test_same_seed_same_matrix_whatever_the_threads(rng):
     threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     try:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(2)
-        first = estimate_affine(fixed, moving, "rigid", seed=7)
+        first = estimate_affine(Brain(fixed), Brain(moving), "rigid", seed=7)
         assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == 2
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        np.testing.assert_array_equal(first, estimate_affine(fixed, moving, "rigid", seed=7))
+        np.testing.assert_array_equal(first, estimate_affine(Brain(fixed), Brain(moving), "rigid", seed=7))
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
@@ -84,22 +85,22 @@ def test_masks_single_out_the_brain(rng):
     masks = brain_mask(fixed), brain_mask(moving)
     head = np.array(fixed.dataobj)
     head[2:6] = 200
-    found = estimate_affine(new_image(head, fixed), moving, "rigid", *masks)
+    found = estimate_affine(Brain(new_image(head, fixed), masks[0]), Brain(moving, masks[1]), "rigid")
     assert corner_error(found, known, fixed) < 0.75
 
 
 def test_bad_requests_are_named(rng):
     image = fake_brain(rng)
     with pytest.raises(ValueError, match="expected one of affine, rigid; found 'similarity'"):
-        estimate_affine(image, image, "similarity")
+        estimate_affine(Brain(image), Brain(image), "similarity")
     with pytest.raises(ValueError, match="expected 0 or more, found -1"):
-        estimate_affine(image, image, seed=-1)
+        estimate_affine(Brain(image), Brain(image), seed=-1)
     empty = new_image(np.zeros(image.shape, np.uint8), image)
-    with pytest.raises(ValueError, match="moving mask: expected a brain, found none"):
-        estimate_affine(image, image, moving_mask=empty)
+    with pytest.raises(ValueError, match="moving mask: expected a brain, found all"):
+        estimate_affine(Brain(image), Brain(image, empty, name="moving"))
     other = new_image(np.ones((5, 6, 7), np.uint8), Grid((5, 6, 7), np.eye(4)))
-    with pytest.raises(ValueError, match=r"fixed mask: .* found another \(5, 6, 7\)"):
-        estimate_affine(image, image, fixed_mask=other)
+    with pytest.raises(ValueError, match=r"fixed mask must lie on the grid .* found \(5, 6, 7\)"):
+        estimate_affine(Brain(image, other, name="fixed"), Brain(image))
 
 
 def test_an_impossible_result_is_refused(rng):
@@ -107,7 +108,7 @@ def test_an_impossible_result_is_refused(rng):
     plank = np.zeros(image.shape, np.float32)
     plank[2:50, 30:32, 27:29] = 100
     with pytest.raises(ValueError, match=r"affine alignment failed: expected"):
-        estimate_affine(image, new_image(plank, image), "rigid")
+        estimate_affine(Brain(image), Brain(new_image(plank, image)), "rigid")
 
 
 def test_load_affine_joins_linear_parts(tmp_path):
@@ -132,4 +133,4 @@ def test_known_transform_of_a_real_brain_is_recovered(data_root):
         pytest.skip(f"{path} is absent")
     moving = load_image(path)
     fixed, known = made_pair(moving, (15, -10, 18), 1.1, (20, -8, 5), (150, 190, 170), (1.0, 1.0, 1.0))
-    assert corner_error(estimate_affine(fixed, moving), known, fixed) < 1.5
+    assert corner_error(estimate_affine(Brain(fixed), Brain(moving)), known, fixed) < 1.5

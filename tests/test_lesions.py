@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from mmln_pipeline import register, weights
 from mmln_pipeline.cli import main
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear.affine import estimate_affine
 from mmln_pipeline.registration import steps
 from mmln_pipeline.space.grids import Grid, new_image
@@ -100,7 +101,7 @@ def test_affine_ignores_the_lesion(rng):
     lesion = nib.Nifti1Image(spot.astype(np.uint8), affine)
     corners = np.array([[x, y, z] for x in (-16, 16) for y in (-20, 20) for z in (-17, 17)])
     errors = [
-        np.abs(apply_affine(estimate_affine(fixed, moving, moving_lesion=given), corners) - corners).max()
+        np.abs(apply_affine(estimate_affine(Brain(fixed), Brain(moving, lesion=given)), corners) - corners).max()
         for given in (None, lesion)
     ]
     assert errors[1] < 0.5 * errors[0]

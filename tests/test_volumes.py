@@ -145,7 +145,11 @@ def test_labels_are_whole_numbers(tmp_path):
     with pytest.raises(ValueError, match="found 1 of 504 voxels with fractions"):
         load_labels(tmp_path / "a.nii")
     write(tmp_path / "a.nii", (data * 1e10).astype(np.float64))
-    with pytest.raises(ValueError, match="expected 32-bit labels"):
+    labels = np.asanyarray(load_labels(tmp_path / "a.nii").dataobj)
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, data * 10**10)
+    write(tmp_path / "a.nii", (data * 1e17).astype(np.float64))
+    with pytest.raises(ValueError, match="expected labels of at most 64 bits"):
         load_labels(tmp_path / "a.nii")
 
 
@@ -236,7 +240,7 @@ def test_network_grid_follows_the_mask():
     np.testing.assert_allclose(centre, (np.array(GRID_SHAPE) - 1) / 2, atol=0.51)
     with pytest.raises(ValueError, match="fixed mask: expected a brain, found none of 63360 voxels"):
         network_grid(image, new_image(mask * 0, image))
-    with pytest.raises(ValueError, match=r"fixed mask: expected the image's grid .* found another \(39"):
+    with pytest.raises(ValueError, match=r"fixed mask: expected the image's grid, .* found \(39"):
         network_grid(image, new_image(mask[1:], Grid((39, 44, 36), np.eye(4))))
 
 

@@ -14,6 +14,7 @@ def init_evaluation_wf(
     has_lesion: bool = False,
     bias_correction: bool = True,
     facts: Mapping[str, object] | None = None,
+    sources: Mapping[str, str] | None = None,
     label_names: Mapping[int, str] | None = None,
     name: str = "evaluation_wf",
 ) -> pe.Workflow:
@@ -30,6 +31,8 @@ def init_evaluation_wf(
         Whether the duration of a bias correction comes in.
     facts : mapping or None, default None
         What the scores' record should say besides: subject, template, model.
+    sources : mapping or None, default None
+        Files as they were given, by name: how their headers are read is recorded.
     label_names : mapping or None, default None
         Names of the template's labels, by number.
     name : str, default "evaluation_wf"
@@ -99,6 +102,8 @@ def init_evaluation_wf(
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
     record = pe.Node(RecordRegistration(facts=dict(facts or {})), name="record", mem_gb=0.2)
+    if sources:
+        record.inputs.sources = dict(sources)
     conform = pe.Node(ConformGrid(), name="conform", mem_gb=1)
     normalize = pe.Node(NormalizeIntensity(), name="normalize", mem_gb=1)
     plots = pe.Node(PlotRegistration(), name="plots", mem_gb=2)

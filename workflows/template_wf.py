@@ -124,6 +124,7 @@ def init_template_wf(
         has_lesion=has_lesion,
         bias_correction=bias_correction,
         facts=_facts(scan, provenance, atlas),
+        sources=scan.files | target.files,
         label_names=target.label_names,
     )
     derivatives_wf = init_derivatives_wf(

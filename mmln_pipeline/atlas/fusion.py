@@ -22,7 +22,7 @@ _FLAT = 1e-6
 
 def joint_label_fusion(
     target: NDArray, images: Sequence[NDArray], labels: Sequence[NDArray], search_radius: int = SEARCH_RADIUS
-) -> NDArray[np.int32]:
+) -> NDArray[np.integer]:
     """Fuse atlas labels by weights that expect atlases to err alike.
 
     Where all atlases agree, they have their way. Elsewhere atlas i looks near the voxel for its patch
@@ -43,8 +43,8 @@ def joint_label_fusion(
 
     Returns
     -------
-    array of int32, shape (I, J, K)
-        Fused labels. Of labels with equal votes the first atlas's counts.
+    array of int, shape (I, J, K)
+        In a type that holds all labels. Fused labels. Of labels with equal votes the first atlas's counts.
 
     Raises
     ------
@@ -58,7 +58,8 @@ def joint_label_fusion(
     _check(target, images, labels, search_radius)
     # Zeros around: patches at the border reach into the background.
     margin = PATCH_RADIUS + search_radius
-    known = np.stack([np.pad(np.asarray(array, dtype=np.int32), margin) for array in labels])
+    common = np.result_type(np.int32, *map(np.asarray, labels))
+    known = np.stack([np.pad(np.asarray(array, dtype=common), margin) for array in labels])
     disputed = np.argwhere((known != known[0]).any(axis=0))
     fused = known[0].copy()
     if disputed.size:
@@ -95,16 +96,16 @@ def _scale(array: NDArray) -> NDArray[np.float32]:
 def _vote(
     target: NDArray[np.float32],
     images: Sequence[NDArray[np.float32]],
-    labels: NDArray[np.int32],
+    labels: NDArray[np.integer],
     voxels: NDArray[np.intp],
     search_radius: int,
-) -> NDArray[np.int32]:
+) -> NDArray[np.integer]:
     """Return the label of each voxel, given by its flat index."""
     places = np.stack([_match(target, image, voxels, search_radius) for image in images])  # (n, V)
     offsets = _flat_offsets(target.shape, PATCH_RADIUS)
     n_values = (len(images) + 1) * offsets.size
     step = max(1, CHUNK_BYTES // (4 * n_values))
-    fused = np.empty(voxels.size, dtype=np.int32)
+    fused = np.empty(voxels.size, dtype=labels.dtype)
     for start in range(0, voxels.size, step):
         part = slice(start, start + step)
         truth = _patches(target, voxels[part], offsets)  # (V, P)

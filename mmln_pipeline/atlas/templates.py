@@ -234,8 +234,8 @@ def _with_labels(template: Template, path: Path, table: str | os.PathLike[str] |
     labels = load_labels(path, "template labels")
     if not Grid.of(template.image).matches(labels):
         raise ValueError(
-            f"template labels {path}: expected the grid of template {template.name} {template.image.shape}, "
-            f"found another {labels.shape}; resample them with nearest-neighbour"
+            f"template labels {path}: expected the grid of template {template.name}, "
+            f"{Grid.of(template.image).describe_difference(labels)}; resample them with nearest-neighbour"
         )
     if np.asanyarray(labels.dataobj).min() < 0:
         raise ValueError(f"template labels {path}: expected no label below 0, found some")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -28,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = build_parser().parse_args(argv)
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning  # type: ignore[assignment]
+            options.run(options)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose=False)
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -39,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "" if options.verbose else " (run again with -v for the traceback)"
         return _fail(f"unexpected {type(error).__name__}: {_one_line(error)}{hint}", EXIT_FAILED, options.verbose)
     return EXIT_OK
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """Show a warning as one plain line."""
+    print(f"mmln: warning: {message}", file=sys.stderr)
 
 
 def _fail(message: str, code: int, verbose: bool) -> int:

@@ -52,8 +52,10 @@ def run_apply(options: argparse.Namespace) -> None:
     from mmln_pipeline.space.transforms import read_transform
 
     output = _check_output_file(options.output, IMAGE_SUFFIXES, "--output")
-    load = volumes.load_labels if options.interpolation == "label" else volumes.load_image
-    image = load(options.input, name="input image")
+    if options.interpolation == "label":
+        image = volumes.load_labels(options.input, name="input image")
+    else:  # nearest may be asked for labels as well: whatever it picks stays as it is
+        image = volumes.load_image(options.input, name="input image", exact=options.interpolation == "nearest")
     reference = volumes.load_image(options.reference, name="reference image")
     transform = read_transform(options.transform)
     volumes.save_image(transform.resample(image, reference, options.interpolation), output)
@@ -65,7 +67,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from mmln_pipeline import __version__
     from mmln_pipeline.machine.files import write_text
     from mmln_pipeline.registration import pair as inputs
-    from mmln_pipeline.scores import evaluation
+    from mmln_pipeline.scores import evaluation, quality
     from mmln_pipeline.space.transforms import read_transform
 
     start = time.perf_counter()
@@ -80,9 +82,17 @@ def run_evaluate(options: argparse.Namespace) -> None:
     )
     transform = read_transform(options.transform)
     scores = evaluation.evaluate_transform(
-        pair.fixed, pair.moving, transform, pair.fixed_dseg, pair.moving_dseg, pair.labels, pair.fixed_mask
+        pair.fixed.image,
+        pair.moving.image,
+        transform,
+        pair.fixed_dseg,
+        pair.moving_dseg,
+        pair.labels,
+        pair.fixed.mask,
     )
+    scores["headers"] = pair.headers
     scores |= {
+        "qc": quality.judge(scores),
         "transform": Path(options.transform).name,
         "seconds": {"total": time.perf_counter() - start},
         "version": __version__,

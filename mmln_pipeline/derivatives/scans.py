@@ -57,6 +57,17 @@ class Scan:
         return any(getattr(image, kind) for image in self.images)
 
     @property
+    def files(self) -> dict[str, str]:
+        """Return the files that are there of all its images, by what they are and whose."""
+        kinds = {"T1w image": "t1w", "brain mask": "mask", "labels": "dseg", "lesion mask": "lesion"}
+        return {
+            f"{name} of {image.t1w.name}": str(path)
+            for image in self.images
+            for name, kind in kinds.items()
+            if (path := getattr(image, kind)) is not None and path.is_file()
+        }
+
+    @property
     def stem(self) -> str:
         """Return the entities that all file names of the scan begin with, e.g. `sub-01_ses-02_run-1`.
 

@@ -8,6 +8,7 @@ from typing import Any
 from mmln_pipeline.atlas.sources import FUSED
 from mmln_pipeline.derivatives.filenames import derivative_paths, fused_paths, is_of_scan
 from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.space.placement import score_headers
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
                 "Sources": [image],
                 **in_t1w,
             }
-    method = _method(provenance)
+    method = _method(provenance) | _header_reading(scan)
     of_scan = {name: value for name, value in method.items() if name != "Template"}
     return {key: {**entry, **(of_scan if is_of_scan(key) else method)} for key, entry in content.items()}
 
@@ -250,6 +251,12 @@ def _describe_volumes(dseg: str, atlas: str) -> dict:
         "voxels": {"Description": "Number of voxels with the label"},
         "volume_mm3": {"Description": "Number of voxels times the volume of one", "Units": "mm^3"},
     }
+
+
+def _header_reading(scan: Scan) -> dict:
+    """Say which reading of an image's header was used, where programs differ."""
+    doubts = score_headers(scan.files)["doubts"]
+    return {"HeaderReading": doubts} if doubts else {}
 
 
 def _method(provenance: Provenance) -> dict:

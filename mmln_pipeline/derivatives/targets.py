@@ -52,6 +52,12 @@ class Target:
         """
         return f"to_{re.sub(r'[^0-9a-zA-Z]', '_', self.name)}_wf"
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Return the files that are there of it, by what they are."""
+        parts = {"template": self.source.image, "template mask": self.source.mask, "template labels": self.source.dseg}
+        return {name: str(path) for name, path in parts.items() if path is not None and Path(path).is_file()}
+
     def suffix(self, several: bool) -> str:
         """Return what tells the fields of this target from those of others: nothing, where it is the only one."""
         return f"_{self.workflow_name.removeprefix('to_').removesuffix('_wf')}" if several else ""

@@ -100,8 +100,10 @@ def _read_headers(paths: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, 
 
 def _read_array(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:
     """Read an image's voxels, float32, after checking that they lie on the grid and are finite."""
-    if image.shape != grid.shape or not Grid.of(grid).matches(image):
+    if image.shape != grid.shape:
         raise ValueError(f"lies on another grid {image.shape} than most images {grid.shape}")
+    if not Grid.of(grid).matches(image):
+        raise ValueError(f"lies on another grid than most images: {Grid.of(grid).describe_difference(image)}")
     array = np.asanyarray(image.dataobj, dtype=np.float32)
     n_bad = array.size - np.count_nonzero(np.isfinite(array))
     if n_bad:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel import Nifti1Image
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
+from nibabel.arrayproxy import ArrayProxy
 from scipy import ndimage
 
 from mmln_pipeline.machine.files import atomic_path
-from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, check_affine, new_image
+from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
+from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, affine_in_mm, check_affine, new_image
+from mmln_pipeline.space.interpolation import FOR_LABELS
+from mmln_pipeline.space.placement import warn_of_placement
 from mmln_pipeline.space.transforms import Transform, to_sitk_image
 
 __all__ = [
     "GRID_AXES",
     "GRID_SHAPE",
+    "UNREADABLE",
     "Grid",
     "brain_mask",
     "conform",
@@ -39,15 +41,15 @@ N4_ITERATIONS = (30, 20, 20)
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 # Columns: where a step along each grid axis leads in RAS+ mm (left, inferior, anterior).
 _LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
-"""What nibabel raises for files that are broken or no images."""
 _TOP_PERCENTILE = 99.5
 # Below this share of the brightest tissue a voxel is background: resampling leaves such traces round a brain.
 _BACKGROUND = 1e-3
 _SMALL_PIECE = 0.01
+# How far a slope may lie from 1 and be none, and a label from a whole number: both are left by rounding.
+_SLOPE, _FRACTION = 1e-6, 1e-3
 
 
-def load_image(path: str | os.PathLike[str], name: str = "image") -> Nifti1Image:
+def load_image(path: str | os.PathLike[str], name: str = "image", exact: bool = False) -> Nifti1Image:
     """Read a 3-D image and check that it can be worked with.
 
     Parameters
@@ -56,37 +58,29 @@ def load_image(path: str | os.PathLike[str], name: str = "image") -> Nifti1Image
         NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file.
     name : str, default="image"
         How to call it in an error, such as "fixed image".
+    exact : bool, default=False
+        Keep numbers of double precision, such as labels above 2**24, as they are.
 
     Returns
     -------
     Nifti1Image
-        Data in memory, 3-D; scaled integers become float32. Where qform and sform differ, the sform counts.
+        Data in memory, 3-D, its affine in mm; scaled integers and doubles become float32 (float64 if `exact`). Where
+        qform and sform differ, the sform counts.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it cannot be read, is not 3-D or empty, holds numbers that are not finite, nothing but zeros, or an
-        affine that cannot be inverted.
+        If it cannot be read or is damaged, is not 3-D or empty, holds numbers that are not finite, nothing but zeros,
+        or an affine that cannot be inverted.
+
+    Warns
+    -----
+    HeaderWarning
+        If ITK places the image elsewhere (see `mmln_pipeline.space.placement`).
     """
-    path = Path(path)
-    image, data = _read(path, name)
-    while data.ndim > 3 and data.shape[-1] == 1:
-        data = data[..., 0]
-    if data.ndim != 3:
-        raise ValueError(f"{name} {path}: expected one 3-D volume, found shape {data.shape}; extract one volume")
-    if data.size == 0:
-        raise ValueError(f"{name} {path}: expected voxels, found none (shape {data.shape})")
-    n_bad = 0 if data.dtype.kind in "iu" else data.size - np.count_nonzero(np.isfinite(data))
-    if n_bad:
-        raise ValueError(
-            f"{name} {path}: expected finite numbers, found {n_bad} of {data.size} voxels NaN or infinite; replace them"
-        )
-    if not data.any():
-        raise ValueError(f"{name} {path}: expected an image, found all {data.size} voxels zero")
-    grid = Grid(data.shape, check_affine(image.affine, f"{name} {path}: affine"))
-    return new_image(data, grid, like=image)
+    return _load(Path(path), name, _decode_doubles if exact else _decode)
 
 
 def load_labels(path: str | os.PathLike[str], name: str = "labels") -> Nifti1Image:
@@ -95,37 +89,38 @@ def load_labels(path: str | os.PathLike[str], name: str = "labels") -> Nifti1Ima
     Parameters
     ----------
     path : path-like
-        NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file.
+        NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file. A slope within rounding of 1 is none.
     name : str, default="labels"
         How to call it in an error.
 
     Returns
     -------
     Nifti1Image
-        Data in memory, 3-D, an integer type of at most 32 bits.
+        Data in memory, 3-D: an integer type of at most 32 bits, or int64 where the numbers need it.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        As for `load_image`, and if a value is not a whole number of 32 bits.
+        As for `load_image`, and if a value is not a whole number (to 0.001) of 64 bits.
     """
-    image = load_image(path, name)
+    image = _load(Path(path), name, _decode_stored)
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind in "iu" and data.dtype.itemsize < 4:
         return image
     whole = np.round(data)
-    n_bad = np.count_nonzero(whole != data)
+    n_bad = np.count_nonzero(np.abs(whole - data) > _FRACTION) if data.dtype.kind == "f" else 0
     if n_bad:
         raise ValueError(
             f"{name} {path}: expected whole numbers, found {n_bad} of {data.size} voxels with fractions; "
             "resample labels with nearest-neighbour"
         )
-    limits = np.iinfo(np.int32)
-    if whole.min() < limits.min or whole.max() > limits.max:
-        raise ValueError(f"{name} {path}: expected 32-bit labels, found {whole.min():.0f} to {whole.max():.0f}")
-    return new_image(whole.astype(np.int32), image)
+    low, high = int(whole.min()), int(whole.max())
+    for dtype in (np.int32, np.int64):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return new_image(whole.astype(dtype, copy=False), image)
+    raise ValueError(f"{name} {path}: expected labels of at most 64 bits, found {low} to {high}")
 
 
 def save_image(image: Nifti1Image, path: str | os.PathLike[str]) -> Path:
@@ -179,7 +174,7 @@ def mask_array(image: Nifti1Image, mask: Nifti1Image | None, name: str = "mask")
     image : Nifti1Image
         The image, shape (I, J, K).
     mask : Nifti1Image or None
-        Above zero in the brain; None: `brain_mask` of the image.
+        Not zero in the brain; None: `brain_mask` of the image.
     name : str, default="mask"
         How to call it in an error.
 
@@ -196,12 +191,12 @@ def mask_array(image: Nifti1Image, mask: Nifti1Image | None, name: str = "mask")
     mask = mask if mask is not None else brain_mask(image)
     if not Grid.of(image).matches(mask):
         raise ValueError(
-            f"{name}: expected the image's grid {image.shape}, found another {mask.shape}; "
+            f"{name}: expected the image's grid, {Grid.of(image).describe_difference(mask)}; "
             "resample the mask onto the image"
         )
-    is_brain = np.asanyarray(mask.dataobj) > 0
+    is_brain = np.asanyarray(mask.dataobj) != 0
     if not is_brain.any():
-        raise ValueError(f"{name}: expected a brain, found none of {is_brain.size} voxels above zero")
+        raise ValueError(f"{name}: expected a brain, found none of {is_brain.size} voxels")
     return is_brain
 
 
@@ -293,7 +288,7 @@ def conform(
         same grid without an affine the values are copied, not sampled.
     """
     if affine is None and Grid.of(grid).matches(image):
-        keeps_type = interpolation in ("nearest", "label")
+        keeps_type = interpolation in FOR_LABELS
         data = np.array(image.dataobj, dtype=None if keeps_type else np.float32)
         return new_image(data, grid)
     return Transform(() if affine is None else (affine,)).resample(image, grid, interpolation)
@@ -367,22 +362,59 @@ def correct_bias(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1I
     return new_image(data / np.exp(drift), image)
 
 
-def _read(path: Path, name: str) -> tuple[Nifti1Image, np.ndarray]:
+def _load(path: Path, name: str, decode: Callable[[ArrayProxy], np.ndarray]) -> Nifti1Image:
+    """Return a file as a 3-D image that can be worked with."""
+    image, data = _read(path, name, decode)
+    while data.ndim > 3 and data.shape[-1] == 1:
+        data = data[..., 0]
+    if data.ndim != 3:
+        raise ValueError(f"{name} {path}: expected one 3-D volume, found shape {data.shape}; extract one volume")
+    if data.size == 0:
+        raise ValueError(f"{name} {path}: expected voxels, found none (shape {data.shape})")
+    n_bad = 0 if data.dtype.kind in "iu" else data.size - np.count_nonzero(np.isfinite(data))
+    if n_bad:
+        raise ValueError(
+            f"{name} {path}: expected finite numbers, found {n_bad} of {data.size} voxels NaN or infinite; replace them"
+        )
+    if not data.any():
+        raise ValueError(f"{name} {path}: expected an image, found all {data.size} voxels zero")
+    grid = Grid(data.shape, check_affine(affine_in_mm(image), f"{name} {path}: affine"))
+    warn_of_placement(path, name)
+    return new_image(data, grid, like=image)
+
+
+def _read(path: Path, name: str, decode: Callable[[ArrayProxy], np.ndarray]) -> tuple[Nifti1Image, np.ndarray]:
     """Return the image and its array; name three ways in which that can fail."""
     if not path.is_file():
         raise FileNotFoundError(f"{name} {path}: no such file")
     if not path.name.endswith(IMAGE_SUFFIXES):
         raise ValueError(f"{name} {path}: expected one of {', '.join(IMAGE_SUFFIXES)}, found {path.suffix!r}")
     try:
-        image: Any = nib.load(path)
-        data = np.asanyarray(image.dataobj)
+        image = read_whole(path)
+        data = decode(image.dataobj)
+        if data.dtype.kind in "iuf":
+            return image, np.ascontiguousarray(data.astype(data.dtype.newbyteorder("="), copy=False))
     except UNREADABLE as error:
-        cause = " ".join(str(error).split())
-        raise ValueError(f"{name} {path}: cannot be read ({cause}); restore the file") from error
-    if data.dtype.kind not in "iuf":
-        raise ValueError(f"{name} {path}: expected one number a voxel, found type {data.dtype}")
-    native = data.dtype.newbyteorder("=") if data.dtype.kind in "iu" else np.float32
-    return image, np.ascontiguousarray(data.astype(native, copy=False))
+        raise ValueError(f"{name} {path}: cannot be read ({explain(error)}); restore the file") from error
+    raise ValueError(f"{name} {path}: expected one number a voxel, found type {data.dtype}")
+
+
+def _decode(voxels: ArrayProxy) -> np.ndarray:
+    """Return an array in single precision; integers stay."""
+    data = np.asanyarray(voxels)
+    return data.astype(np.float32, copy=False) if data.dtype.kind == "f" else data
+
+
+def _decode_doubles(voxels: ArrayProxy) -> np.ndarray:
+    """Return an array in double precision at most; integers stay."""
+    data = np.asanyarray(voxels)
+    return data.astype(np.float64, copy=False) if data.dtype.kind == "f" and data.dtype.itemsize > 4 else data
+
+
+def _decode_stored(voxels: ArrayProxy) -> np.ndarray:
+    """Return an array without a slope that differs from 1 by no more than rounding: such is none."""
+    is_none = abs(voxels.slope - 1.0) < _SLOPE and abs(voxels.inter) < _SLOPE
+    return voxels.get_unscaled() if is_none else _decode_doubles(voxels)
 
 
 def _foreground(data: np.ndarray) -> np.ndarray:

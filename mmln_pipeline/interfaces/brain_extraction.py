@@ -131,6 +131,7 @@ class BrainExtraction(SimpleInterface):
 
     def _run_interface(self, runtime):
         from mmln_pipeline.images import volumes
+        from mmln_pipeline.images.brain import make_unsigned
         from mmln_pipeline.machine import devices
         from mmln_pipeline.space.grids import new_image
 
@@ -139,7 +140,8 @@ class BrainExtraction(SimpleInterface):
         method = self._choose(image)
         with devices.itk_threads(self.inputs.num_threads):
             mask = self._find(method, image, runtime.cwd)
-        brain = np.where(np.asanyarray(mask.dataobj) > 0, image.get_fdata(dtype=np.float32), np.float32(0))
+        data = make_unsigned(image, mask).get_fdata(dtype=np.float32)  # in what follows, 0 is no brain
+        brain = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
         self._results["out_file"] = str(Path(runtime.cwd) / "brain.nii.gz")
         self._results["out_mask"] = str(Path(runtime.cwd) / "brain_mask.nii.gz")
         volumes.save_image(new_image(brain, image), self._results["out_file"])
@@ -162,12 +164,12 @@ class BrainExtraction(SimpleInterface):
 
     def _find(self, method, image, cwd):
         """Return the mask that a method finds."""
-        from mmln_pipeline.images.volumes import brain_mask
+        from mmln_pipeline.images.brain import Brain
 
         if method == "atlas":
             return self._place_template(image)
         if method == "skip":
-            return brain_mask(image)
+            return Brain(image).outline
         path = self._run_synthstrip(cwd) if method == "synthstrip" else self.inputs.in_mask
         return _load_mask(path, image, self.inputs.in_file)
 
@@ -195,8 +197,7 @@ def _load_mask(path, image, image_path):
     mask = load_image(path, name="brain mask")
     if not Grid.of(image).matches(mask):
         raise ValueError(
-            f"brain mask {path}: expected the grid of {image_path} (shape {image.shape}), "
-            f"found shape {mask.shape} and affine {np.round(mask.affine, 3).tolist()}: "
+            f"brain mask {path}: expected the grid of {image_path}, {Grid.of(image).describe_difference(mask)}: "
             "give a mask in the image's own space"
         )
-    return new_image((np.asanyarray(mask.dataobj) > 0).astype(np.uint8), image)
+    return new_image((np.asanyarray(mask.dataobj) != 0).astype(np.uint8), image)

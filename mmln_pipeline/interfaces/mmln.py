@@ -119,10 +119,10 @@ class ApplyMMLNTransform(SimpleInterface):
         from mmln_pipeline.images import volumes
         from mmln_pipeline.space.transforms import Transform, read_transform
 
-        load = volumes.load_image
         if self.inputs.interpolation in FOR_LABELS:
-            load = volumes.load_labels
-        image = load(self.inputs.in_file, name="input")
+            image = volumes.load_labels(self.inputs.in_file, name="input")
+        else:
+            image = volumes.load_image(self.inputs.in_file, name="input")
         reference = volumes.load_image(self.inputs.reference, name="reference")
         path = optional(self.inputs.transform)
         transform = read_transform(path) if path else Transform(())

@@ -130,6 +130,7 @@ class AffineInit(SimpleInterface):
         return runtime
 
     def _estimate(self):
+        from mmln_pipeline.images.brain import Brain
         from mmln_pipeline.images.volumes import load_image
         from mmln_pipeline.linear.affine import estimate_affine
 
@@ -137,7 +138,9 @@ class AffineInit(SimpleInterface):
         for key in ("fixed", "moving", "fixed_mask", "moving_mask", "moving_lesion"):
             path = optional(getattr(self.inputs, key))
             images[key] = load_image(path, name=key) if path else None
-        return estimate_affine(**images, kind=self.inputs.kind, seed=self.inputs.random_seed)
+        fixed = Brain(images["fixed"], images["fixed_mask"], name="fixed")
+        moving = Brain(images["moving"], images["moving_mask"], images["moving_lesion"], "moving")
+        return estimate_affine(fixed, moving, self.inputs.kind, self.inputs.random_seed)
 
 
 class _ConformGridInputSpec(BaseInterfaceInputSpec):

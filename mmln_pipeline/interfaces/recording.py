@@ -28,6 +28,11 @@ class _RecordRegistrationInputSpec(BaseInterfaceInputSpec):
     seconds_bias = traits.Float(desc="duration of the bias correction, s")
     seconds_affine = traits.Float(desc="duration of the affine, s")
     facts = traits.Dict(desc="what else the record should say: subject, template, model")
+    sources = traits.Dict(
+        traits.Str,
+        File(exists=True),
+        desc="files as they were given, by name: their headers are judged too",
+    )
 
 
 class RecordOutputSpec(TraitedSpec):
@@ -45,12 +50,18 @@ class RecordRegistration(SimpleInterface):
     output_spec = RecordOutputSpec
 
     def _run_interface(self, runtime):
+        from mmln_pipeline.scores.quality import judge
+        from mmln_pipeline.space.placement import score_headers
+
         measured = json.loads(Path(self.inputs.metrics).read_text(encoding="utf-8"))
         facts = dict(self.inputs.facts) if isdefined(self.inputs.facts) else {}
         if isdefined(self.inputs.brain_mask):
             facts["brain_mask"] = self.inputs.brain_mask
         scores = {**facts, **measured, **facts}  # facts stand first, and have the last word
         scores["seconds"] = self._seconds(measured.get("seconds") or {})
+        if isdefined(self.inputs.sources):
+            scores["headers"] = score_headers(self.inputs.sources)
+            scores["qc"] = judge(scores)
         self._results.update(write_record(scores, Path(runtime.cwd)))
         return runtime
 

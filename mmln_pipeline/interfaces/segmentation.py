@@ -41,7 +41,7 @@ class FuseLabels(SimpleInterface):
         images = [load_image(path, name="atlas image") for path in self.inputs.atlas_images]
         labels = [load_labels(path, name="atlas labels") for path in self.inputs.atlas_dsegs]
         fused = joint_label_fusion(_array(target), [*map(_array, images)], [*map(_array, labels)])
-        smallest = np.min_scalar_type(int(fused.max()))
+        smallest = np.result_type(*(np.min_scalar_type(int(end)) for end in (fused.min(), fused.max())))
         self._results["out_file"] = str(Path(runtime.cwd) / "fused_dseg.nii.gz")
         save_image(new_image(fused.astype(smallest), target), self._results["out_file"])
         return runtime

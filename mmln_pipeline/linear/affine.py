@@ -12,6 +12,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
 
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import brain_mask, conform, looks_skull_stripped, mask_array, normalize_intensity
 from mmln_pipeline.linear.choices import AFFINES
 from mmln_pipeline.machine.devices import itk_threads
@@ -42,13 +43,10 @@ _Masks = tuple[sitk.Image, sitk.Image | None]
 
 
 def estimate_affine(
-    fixed: Nifti1Image,
-    moving: Nifti1Image,
+    fixed: Brain,
+    moving: Brain,
     kind: str = "affine",
-    fixed_mask: Nifti1Image | None = None,
-    moving_mask: Nifti1Image | None = None,
     seed: int = 0,
-    moving_lesion: Nifti1Image | None = None,
 ) -> np.ndarray:
     """Align two brains linearly, or a brain with a raw head.
 
@@ -58,19 +56,16 @@ def estimate_affine(
 
     Parameters
     ----------
-    fixed : Nifti1Image
+    fixed : Brain
         Skull-stripped image, or a whole head with its mask; any orientation and voxel size.
-    moving : Nifti1Image
-        Likewise, or a raw T1-weighted head, neck and all, in which the brain has yet to be found.
+    moving : Brain
+        Likewise, or a raw T1-weighted head, neck and all, in which the brain has yet to be found. Where it has a lesion
+        it does not steer.
     kind : str, default="affine"
         One of `mmln_pipeline.linear.choices.AFFINES`.
         12 or 6 parameters.
-    fixed_mask, moving_mask : Nifti1Image, optional
-        The brains, each on its image's grid; default: `brain_mask`.
     seed : int, default=0
         Of the choice of sample points; at least 0.
-    moving_lesion : Nifti1Image, optional
-        Where the moving image must not steer (non-zero), on its grid.
 
     Returns
     -------
@@ -87,16 +82,16 @@ def estimate_affine(
         raise ValueError(f"kind of alignment: expected one of {', '.join(AFFINES)}; found {kind!r}")
     if seed < 0:
         raise ValueError(f"random seed: expected 0 or more, found {seed}")
-    fixed_brain = _coarse_brain(fixed, fixed_mask, "fixed")
-    is_head = moving_mask is None and not looks_skull_stripped(moving)
+    fixed_brain = _coarse_brain(fixed)
+    is_head = moving.mask is None and not looks_skull_stripped(moving.intensities)
     if is_head:
-        target, litres = _coarse_head(moving), _BRAIN_LITRES
+        target, litres = _coarse_head(moving.intensities), _BRAIN_LITRES
     else:
-        target = _coarse_brain(moving, moving_mask, "moving")
+        target = _coarse_brain(moving)
         litres = _litres(target)
     scale = float(np.cbrt(litres / _litres(fixed_brain))) if kind == "affine" else 1.0
     region = _near_brain(fixed_brain, _HEAD_RIM if is_head else _RIM)
-    masks = to_sitk_image(new_image(region.astype(np.uint8), fixed_brain)), _healthy(target, moving_lesion)
+    masks = to_sitk_image(new_image(region.astype(np.uint8), fixed_brain)), _healthy(target, moving.lesion)
     matrix = _align(fixed_brain, target, scale, kind, seed, masks)
     _check_quality(matrix, fixed_brain, target, is_head)
     return matrix
@@ -130,10 +125,11 @@ def load_affine(path: str | os.PathLike[str]) -> np.ndarray:
     return matrix
 
 
-def _coarse_brain(image: Nifti1Image, mask: Nifti1Image | None, name: str) -> Nifti1Image:
+def _coarse_brain(brain: Brain) -> Nifti1Image:
     """Return the brain smoothed, at about 2 mm along the image's own axes, intensities in [0, 1]."""
-    brain = normalize_intensity(np.asanyarray(image.dataobj), mask_array(image, mask, f"{name} mask"))
-    return _coarse(new_image(brain, image), _SPACING_MM)
+    inside = mask_array(brain.image, brain.outline, f"{brain.name} mask")
+    scaled = normalize_intensity(np.asanyarray(brain.intensities.dataobj), inside)
+    return _coarse(new_image(scaled, brain.image), _SPACING_MM)
 
 
 def _coarse_head(image: Nifti1Image) -> Nifti1Image:

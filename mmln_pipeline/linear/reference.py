@@ -11,6 +11,7 @@ from nibabel import Nifti1Image
 from nibabel.affines import apply_affine
 from scipy.linalg import expm, logm
 
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import brain_mask, looks_skull_stripped, mask_array
 from mmln_pipeline.linear.affine import estimate_affine
 from mmln_pipeline.linear.choices import REFERENCES
@@ -122,7 +123,7 @@ def combine_masks(
 def _align(
     fixed: Nifti1Image, moving: Nifti1Image, fixed_mask: Nifti1Image | None, moving_mask: Nifti1Image | None, seed: int
 ) -> np.ndarray:
-    return estimate_affine(fixed, moving, "rigid", fixed_mask=fixed_mask, moving_mask=moving_mask, seed=seed)
+    return estimate_affine(Brain(fixed, fixed_mask), Brain(moving, moving_mask), "rigid", seed)
 
 
 def _moved(image: Nifti1Image, matrix: np.ndarray) -> Nifti1Image:

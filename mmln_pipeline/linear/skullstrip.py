@@ -8,6 +8,7 @@ from nibabel.affines import apply_affine, from_matvec
 from scipy import ndimage
 
 from mmln_pipeline.atlas.templates import Template, load_template
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import conform, correct_bias
 from mmln_pipeline.linear.affine import estimate_affine
 from mmln_pipeline.space.grids import Grid, new_image
@@ -50,7 +51,7 @@ def find_brain(image: Nifti1Image, seed: int = 0) -> Nifti1Image:
         If no brain is found.
     """
     template = load_template()
-    matrix = estimate_affine(template.image, image, "affine", template.mask, seed=seed)
+    matrix = estimate_affine(Brain(template.image, template.mask), Brain(image), "affine", seed)
     return mask_from_affine(image, template, matrix)
 
 

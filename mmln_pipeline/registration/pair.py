@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel import Nifti1Image
@@ -11,34 +12,38 @@ from numpy.typing import NDArray
 
 from mmln_pipeline.atlas.labels import LabelTable, load_label_table
 from mmln_pipeline.images import volumes
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear.affine import load_affine
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.space.grids import Grid, in_mm
+from mmln_pipeline.space.placement import score_headers
 
 ImageSource = str | Path | Nifti1Image
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Checked inputs of one registration.
+    """What is registered, checked.
 
     Parameters
     ----------
-    fixed, moving : Nifti1Image
+    fixed, moving : Brain
+        The pair.
     fixed_dseg, moving_dseg : Nifti1Image or None
+        Labels, each on the grid of its image.
     labels : LabelTable or None
-    fixed_mask, moving_mask : Nifti1Image or None
-    moving_lesion : Nifti1Image or None
+        Structures to score.
+    headers : dict
+        How the headers of the files are read (`mmln_pipeline.space.placement.score_headers`).
     """
 
-    fixed: Nifti1Image
-    moving: Nifti1Image
-    fixed_dseg: Nifti1Image | None
-    moving_dseg: Nifti1Image | None
-    labels: LabelTable | None
-    fixed_mask: Nifti1Image | None
-    moving_mask: Nifti1Image | None
-    moving_lesion: Nifti1Image | None = None
+    fixed: Brain
+    moving: Brain
+    fixed_dseg: Nifti1Image | None = None
+    moving_dseg: Nifti1Image | None = None
+    labels: LabelTable | None = None
+    headers: dict[str, Any] = field(default_factory=dict)
 
 
 def load_pair(
@@ -74,15 +79,22 @@ def load_pair(
     table = load_label_table(labels) if isinstance(labels, (str, Path)) else labels
     if table is not None and moving_dseg is None:
         raise ValueError("labels: a label table needs labels to score; give the moving (and fixed) dseg too.")
+    files = {
+        **{"fixed image": fixed, "moving image": moving, "fixed dseg": fixed_dseg, "moving dseg": moving_dseg},
+        **{"fixed mask": fixed_mask, "moving mask": moving_mask, "moving lesion mask": moving_lesion},
+    }
     return Pair(
-        fixed_image,
-        moving_image,
+        Brain(fixed_image, _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"), name="fixed"),
+        Brain(
+            moving_image,
+            _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
+            _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
+            "moving",
+        ),
         _load_labels(fixed_dseg, "fixed dseg", fixed_image, "fixed image", table),
         _load_labels(moving_dseg, "moving dseg", moving_image, "moving image", table),
         table,
-        _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"),
-        _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
-        _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
+        score_headers({name: path for name, path in files.items() if isinstance(path, str | Path)}),
     )
 
 
@@ -121,12 +133,13 @@ def read_start(init: str | Path | NDArray[np.float64]) -> NDArray[np.float64] | 
 
 
 def check_same_grid(image: Nifti1Image, name: str, reference: Nifti1Image, reference_name: str, path: str = "") -> None:
-    """Raise a ValueError unless two images share shape and affine (to 0.01 mm)."""
-    if image.shape != reference.shape or not np.allclose(image.affine, reference.affine, atol=1e-2):
+    """Raise a ValueError unless two images share a grid (`Grid.matches`)."""
+    grid = Grid.of(reference)
+    if not grid.matches(image):
         where = f"{name} {path}" if path else name
         raise ValueError(
-            f"The {where} must lie on the grid of the {reference_name}: expected {_grid_text(reference)}, "
-            f"found {_grid_text(image)}; resample it first (mmln apply)."
+            f"The {where} must lie on the grid of the {reference_name}: {grid.describe_difference(image)}; "
+            "resample it first (mmln apply)."
         )
 
 
@@ -140,7 +153,7 @@ def _load_image(source: ImageSource, name: str) -> Nifti1Image:
             f"{name}: expected a finite 3-D volume that is not all zero, found shape {data.shape}, "
             f"{np.count_nonzero(~np.isfinite(data))} voxels not finite, {np.count_nonzero(data)} not zero."
         )
-    return source
+    return in_mm(source)
 
 
 def _load_labels(
@@ -153,7 +166,7 @@ def _load_labels(
     if source is None:
         return None
     if isinstance(source, Nifti1Image):
-        image, path = source, ""
+        image, path = in_mm(source), ""
     else:
         image, path = volumes.load_labels(source, name=name), str(source)
     check_same_grid(image, name, reference, reference_name, path)
@@ -162,8 +175,3 @@ def _load_labels(
             f"The {name} has none of the numbers of label table '{table.name}'; is it in another label system?"
         )
     return image
-
-
-def _grid_text(image: Nifti1Image) -> str:
-    rows = "; ".join(" ".join(f"{value:.3g}" for value in row) for row in image.affine[:3])
-    return f"shape {'x'.join(map(str, image.shape))} with affine [{rows}]"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from mmln_pipeline import __version__, weights
 from mmln_pipeline.fields import topology, warping
 from mmln_pipeline.images import volumes
+from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
 from mmln_pipeline.refinement import descent as refinement
@@ -183,26 +184,18 @@ def _linear_start(pair: Pair, settings: Settings) -> NDArray[np.float64]:
     known = read_start(settings.init)
     if known is not None:
         return known
-    return affine.estimate_affine(
-        pair.fixed,
-        pair.moving,
-        kind=str(settings.init),
-        fixed_mask=pair.fixed_mask,
-        moving_mask=pair.moving_mask,
-        seed=settings.random_seed,
-        moving_lesion=pair.moving_lesion,
-    )
+    return affine.estimate_affine(pair.fixed, pair.moving, str(settings.init), settings.random_seed)
 
 
 def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], settings: Settings) -> _NetworkInput:
     """Bring the pair onto the network grid; nothing is resampled when both images lie on it already."""
-    grid = volumes.network_grid(pair.fixed, pair.fixed_mask)
-    fixed = _brain_on_grid(pair.fixed, pair.fixed_mask, grid, np.eye(4))
-    moving = _brain_on_grid(pair.moving, pair.moving_mask, grid, matrix)
-    if pair.fixed_mask is None:
+    grid = volumes.network_grid(pair.fixed.intensities, pair.fixed.mask)
+    fixed = _brain_on_grid(pair.fixed, grid, np.eye(4))
+    moving = _brain_on_grid(pair.moving, grid, matrix)
+    if pair.fixed.mask is None:
         brain = fixed > 0
     else:
-        brain = np.asarray(volumes.conform(pair.fixed_mask, grid, interpolation="nearest").dataobj) != 0
+        brain = np.asarray(volumes.conform(pair.fixed.mask, grid, interpolation="nearest").dataobj) != 0
     overlap = float((moving[brain] > 0).mean()) if brain.any() else 0.0
     if overlap < MIN_OVERLAP:
         raise ValueError(
@@ -215,18 +208,17 @@ def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], settings: Settings
     return _NetworkInput(grid, fixed_tensor, moving_tensor, brain)
 
 
-def _brain_on_grid(
-    image: Nifti1Image, mask: Nifti1Image | None, grid: Grid, matrix: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def _brain_on_grid(brain: Brain, grid: Grid, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     """Pull a brain onto the network grid, without what lies outside its mask and without bleeding into it.
 
     Interpolated with the background, the surface would be a rim of half the brightness: fluid, to who looks at tissues.
     """
-    data = image.get_fdata(dtype=np.float32)
-    inside = data > 0 if mask is None else np.asarray(mask.dataobj) != 0
+    data, inside = brain.intensities.get_fdata(dtype=np.float32), brain.inside
     start = None if np.array_equal(matrix, np.eye(4)) else matrix  # None on the image's own grid: a copy
     values, share = (
-        np.ascontiguousarray(volumes.conform(new_image(part, image), grid, affine=start).dataobj, dtype=np.float32)
+        np.ascontiguousarray(
+            volumes.conform(new_image(part, brain.image), grid, affine=start).dataobj, dtype=np.float32
+        )
         for part in (np.where(inside, data, np.float32(0)), inside.astype(np.float32))
     )
     return np.divide(values, share, out=np.zeros_like(values), where=share >= 0.5)
@@ -236,9 +228,9 @@ def _trusted(
     pair: Pair, network: _NetworkInput, matrix: NDArray[np.float64], velocities: Sequence[torch.Tensor]
 ) -> torch.Tensor | None:
     """Return what each fixed voxel counts in the refinement: 0 where the lesion comes to lie."""
-    if pair.moving_lesion is None:
+    if pair.moving.lesion is None:
         return None
-    marked = new_image((np.asarray(pair.moving_lesion.dataobj) != 0).astype(np.float32), pair.moving_lesion)
+    marked = new_image((np.asarray(pair.moving.lesion.dataobj) != 0).astype(np.float32), pair.moving.lesion)
     lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
     with torch.no_grad():
         warp = warping.integrate(velocities, network.grid.shape)
@@ -274,20 +266,20 @@ def _resample(
     linear_inverse = [] if is_identity else [np.linalg.inv(matrix)]
     there, back = (displacement_from_voxels(u[0].numpy(), network.grid.affine) for u in (field.forward, field.backward))
     transform = Transform([there, *linear])
-    warp = transform.displacement(pair.fixed)
+    warp = transform.displacement(pair.fixed.image)
     offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
     determinant = warping.jacobian_determinant(offsets)[0].numpy()
     moved_dseg = None
     if pair.moving_dseg is not None:
-        moved_dseg = transform.resample(pair.moving_dseg, pair.fixed, "nearest")
+        moved_dseg = transform.resample(pair.moving_dseg, pair.fixed.image, "nearest")
     return RegistrationResult(
-        moved=transform.resample(pair.moving, pair.fixed, "linear"),
+        moved=transform.resample(pair.moving.image, pair.fixed.image, "linear"),
         moved_dseg=moved_dseg,
         transform=transform,
         inverse=Transform([*linear_inverse, back]),
         affine=matrix,
         warp=warp,
-        jacobian=new_image(determinant, pair.fixed),
+        jacobian=new_image(determinant, pair.fixed.image),
         metrics={},
     )
 
@@ -300,23 +292,23 @@ def _score(
 ) -> dict[str, Any]:
     before = after = None
     if pair.moving_dseg is not None and result.moved_dseg is not None:
-        linear = Transform([result.affine]).resample(pair.moving_dseg, pair.fixed, "nearest")
+        linear = Transform([result.affine]).resample(pair.moving_dseg, pair.fixed.image, "nearest")
         before, after = np.asarray(linear.dataobj), np.asarray(result.moved_dseg.dataobj)
     fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
-    scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.affine, pair.labels)
+    scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.image.affine, pair.labels)
     scores |= evaluation.score_field(warp.forward, network.brain, warp.inverted)
     warped = warping.warp(network.moving, warp.forward)[0, 0].numpy()
     fixed, moving = network.fixed[0, 0].numpy(), network.moving[0, 0].numpy()
     scores["similarity"] = evaluation.score_similarity(fixed, moving, warped, network.brain)
     scores |= evaluation.score_contrast(fixed, moving)
-    mask = volumes.brain_mask(pair.moving) if pair.moving_mask is None else pair.moving_mask
-    scores |= evaluation.score_field_of_view(mask)
-    outline = _carry(mask, result.affine, network.grid)
+    scores |= evaluation.score_field_of_view(pair.moving.outline)
+    outline = _carry(pair.moving.outline, result.affine, network.grid)
     moved = warping.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy() >= 0.5
     scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(result.affine)
     scores["inverse_consistency_mm"] = metrics.inverse_consistency(
         warp.forward[0].numpy(), warp.backward[0].numpy(), network.brain, network.grid.spacing.tolist()
     )
+    scores["headers"] = pair.headers
     return scores | {"qc": quality.judge(scores)}
 
 

@@ -16,6 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from mmln_pipeline.reporting.canvas import Canvas
 from mmln_pipeline.reporting.mosaic import HEAD_MARGIN_MM, Displacement, Mosaic, lay_out
+from mmln_pipeline.space.transforms import number_consecutively
 
 CONTOUR = "#ff5c39"
 GRID = "#4fd8e8"
@@ -207,7 +208,10 @@ def plot_labels(
         Names for the legend, which is drawn for up to ten labels.
     """
     mosaic = lay_out(image, dseg)
-    labels = np.round(mosaic.sample(dseg, order=0)).astype(int)
+    numbers, codes = number_consecutively(np.round(np.asanyarray(dseg.dataobj)))
+    background = np.searchsorted(numbers, 0)  # pictures are float32 and 0 outside: too coarse for large numbers
+    picked = mosaic.sample_array((codes - background).astype(np.float32), dseg.affine, order=0)
+    labels = numbers[np.round(picked).astype(int) + background].astype(int)
     shown = [int(value) for value in np.unique(labels) if value != 0]
     palette = {label: mpl.colormaps["tab10"](number % 10)[:3] for number, label in enumerate(shown)}
     with_legend = 0 < len(shown) <= MAX_LEGEND

@@ -21,7 +21,8 @@ from scipy import ndimage
 
 from mmln_pipeline.atlas.labels import LabelTable
 from mmln_pipeline.fields import warping
-from mmln_pipeline.images.volumes import brain_mask, looks_skull_stripped
+from mmln_pipeline.images.brain import Brain
+from mmln_pipeline.images.volumes import looks_skull_stripped
 from mmln_pipeline.scores import metrics, quality
 from mmln_pipeline.space.transforms import Transform, displacement_to_voxels
 
@@ -279,7 +280,7 @@ def evaluate_transform(
     labels : LabelTable, optional
         Structures to score; all labels present by default.
     fixed_mask : Nifti1Image, optional
-        The fixed brain; the non-zero voxels of `fixed` by default.
+        The fixed brain; by default where `fixed` is above its background.
 
     Returns
     -------
@@ -288,8 +289,8 @@ def evaluate_transform(
         `score_contrast` give, ``similarity`` as of `score_similarity`, and the verdict ``qc`` of `qc.judge`; a
         score that cannot be computed is None.
     """
-    image = np.asarray(fixed.dataobj, dtype=np.float32)
-    brain = np.asarray((fixed if fixed_mask is None else fixed_mask).dataobj) != 0
+    target, source = Brain(fixed, fixed_mask, name="fixed"), Brain(moving, name="moving")
+    image, brain = np.asarray(target.intensities.dataobj, dtype=np.float32), target.inside
     linear = linear_part(transform)
     warp = Transform([*transform.parts, np.linalg.inv(linear)])
     offsets = displacement_to_voxels(warp.displacement(fixed))
@@ -300,13 +301,12 @@ def evaluate_transform(
         after = np.asarray(transform.resample(moving_dseg, fixed, "nearest").dataobj)
     fixed_labels = None if fixed_dseg is None else np.asarray(fixed_dseg.dataobj)
     scores |= score_labels(fixed_labels, before, after, fixed.affine, labels)
-    aligned = np.asarray(Transform([linear]).resample(moving, fixed).dataobj, dtype=np.float32)
-    moved = np.asarray(transform.resample(moving, fixed).dataobj, dtype=np.float32)
+    aligned = np.asarray(Transform([linear]).resample(source.intensities, fixed).dataobj, dtype=np.float32)
+    moved = np.asarray(transform.resample(source.intensities, fixed).dataobj, dtype=np.float32)
     top = max(float(aligned.max()), float(moved.max())) or 1.0
     scores["similarity"] = score_similarity(image / (float(image.max()) or 1.0), aligned / top, moved / top, brain)
-    if looks_skull_stripped(moving):
-        outline = brain_mask(moving)
-        masks = (step.resample(outline, fixed, "nearest") for step in (Transform([linear]), transform))
+    if looks_skull_stripped(source.intensities):
+        masks = (step.resample(source.outline, fixed, "nearest") for step in (Transform([linear]), transform))
         scores |= score_overlap(brain, *(np.asarray(mask.dataobj) for mask in masks))
     scores |= score_affine(linear) | score_contrast(image, aligned)
     return scores | {"qc": quality.judge(scores)}

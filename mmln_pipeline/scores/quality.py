@@ -203,6 +203,22 @@ CHECKS = (
         source="widths, lengths and heights of adult brains differ by 20% at most against each other",
     ),
     Check(
+        name="distance between the places where NiBabel and ITK read an input to lie, mm",
+        path=("headers", "itk_distance_mm"),
+        look=0.1,
+        fail=math.inf,
+        meaning="sform and qform of its header differ, and ANTs or ITK will not find it where this program did",
+        source="0 where the header says one thing; float32 leaves less than 0.01",
+    ),
+    Check(
+        name="inputs whose header ITK refuses",
+        path=("headers", "itk_refuses"),
+        look=0.5,
+        fail=math.inf,
+        meaning="ANTs or ITK cannot read them; the header is sheared, or holds no orientation",
+        source="0 for whole headers",
+    ),
+    Check(
         name="rotation of the affine, degrees",
         path=("affine", "rotation_degrees"),
         look=45.0,

@@ -16,7 +16,11 @@ GRID_SHAPE = (160, 192, 224)
 """Size of the network's grid in voxels of 1 mm."""
 GRID_AXES = ("L", "I", "A")
 """Direction in which each of its axes points: left, inferior, anterior."""
-_SAME_GRID_MM, _DECIMALS_MM = 1e-3, 3
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS+ to LPS+ (ITK) and back."""
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by NIfTI's code: metre, micrometre; unknown is mm
+_UNIT_BITS = 0b111
+_SAME_GRID_MM, _DECIMALS_MM = 1e-2, 3
 Lattice = TypeVar("Lattice", bound=Any)
 """A `Grid`, or an image, which has shape and affine too."""
 
@@ -69,13 +73,27 @@ class Grid:
         return nib.aff2axcodes(self.affine)
 
     def matches(self, other: Nifti1Image | Grid) -> bool:
-        """Tell whether another grid has the same voxel centres, to within 0.001 mm at its corners."""
+        """Tell whether another grid has the same voxel centres, to within 0.01 mm at its corners."""
+        return self.distance_mm(other) < _SAME_GRID_MM
+
+    def distance_mm(self, other: Nifti1Image | Grid) -> float:
+        """Return how far from this one the farthest corner of another grid lies, mm; infinity for another shape."""
         other = Grid.of(other)
         if self.shape != other.shape:
-            return False
+            return float("inf")
         corners = np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape], indexing="ij"), -1).reshape(-1, 3)
-        distance = nib.affines.apply_affine(self.affine - other.affine, corners)
-        return bool(np.abs(distance).max() < _SAME_GRID_MM)
+        offsets = nib.affines.apply_affine(self.affine - other.affine, corners)
+        return float(np.linalg.norm(offsets, axis=1).max())
+
+    def describe_difference(self, other: Nifti1Image | Grid) -> str:
+        """Say in an error what another grid has that does not match: its shape, or how far away it lies."""
+        other = Grid.of(other)
+        if self.shape != other.shape:
+            return f"expected shape {self.shape}, found {other.shape}"
+        return (
+            f"found the same shape {self.shape}, but its voxels up to {self.distance_mm(other):.3g} mm away "
+            f"({_SAME_GRID_MM} mm is let pass)"
+        )
 
     def is_axis_aligned_1mm(self) -> bool:
         """Tell whether each axis runs along a world axis in steps of exactly 1 mm."""
@@ -173,3 +191,28 @@ def space_code(image: Nifti1Image) -> int:
     if not isinstance(image, Nifti1Image):
         return 1
     return int(image.header["sform_code"]) or int(image.header["qform_code"])
+
+
+def affine_in_mm(image: Any) -> np.ndarray:
+    """Return an image's affine, shape (4, 4), voxels to RAS+ mm, whatever the header's unit."""
+    if not isinstance(image, Nifti1Image):
+        return image.affine
+    scale = _MM_PER_UNIT.get(int(image.header["xyzt_units"]) & _UNIT_BITS)
+    return image.affine if scale is None else np.diag([scale, scale, scale, 1.0]) @ image.affine
+
+
+def in_mm(image: Any) -> Any:
+    """Return an image whose affine leads to mm.
+
+    Parameters
+    ----------
+    image : SpatialImage
+        NIfTI images may be in metres or micrometres (`xyzt_units`); an unknown unit counts as mm.
+
+    Returns
+    -------
+    SpatialImage
+        The image itself where it is in mm, else a Nifti1Image with the same voxels.
+    """
+    affine = affine_in_mm(image)
+    return image if affine is image.affine else new_image(image.dataobj, Grid(image.shape[:3], affine), like=image)

@@ -21,17 +21,21 @@ import SimpleITK as sitk
 from nibabel import Nifti1Image
 from nibabel.affines import apply_affine, voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 from scipy.ndimage import map_coordinates
 
 from mmln_pipeline.machine.files import atomic_path
-from mmln_pipeline.space.grids import Grid, check_affine, new_image
+from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
+from mmln_pipeline.space.grids import LPS, Grid, affine_in_mm, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
+from mmln_pipeline.space.placement import warn_of_placement
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""RAS+ to LPS+ and back."""
 _SITK = (sitk.sitkLinear, sitk.sitkNearestNeighbor, sitk.sitkLanczosWindowedSinc, sitk.sitkLabelLinear)
 INTERPOLATORS = dict(zip(INTERPOLATIONS, _SITK, strict=True))
 """SimpleITK's interpolators by name."""
+# Beyond these ITK, which computes in double precision, and its labels' interpolator, changes whole numbers.
+_EXACT = dict(zip(FOR_LABELS, (2**53, 2**24), strict=True))
 AFFINE_SUFFIXES = (".mat", ".txt", ".tfm")
 FIELD_SUFFIXES = (".nii", ".nii.gz")
 # Finer than any registration; zero low bits let gzip take a third off the file.
@@ -170,12 +174,27 @@ class Transform:
         data = np.asanyarray(image.dataobj)
         if data.ndim != 3:
             raise ValueError(f"image to resample: expected 3-D, found shape {data.shape}")
-        keeps_type = interpolation in FOR_LABELS
-        # SimpleITK has no interpolator of labels for every pixel type; float32 holds labels up to 2**24
-        # exactly.
         native = data.dtype.newbyteorder("=")
-        dtype = native if interpolation == "nearest" else np.float32
         grid = Grid.of(reference)
+        if interpolation not in _EXACT:
+            return new_image(
+                self._sample(data.astype(np.float32, copy=False), image.affine, grid, interpolation, default), reference
+            )
+        # SimpleITK has no interpolator of labels for every pixel type, so that float32 carries them there.
+        dtype = native if interpolation == "nearest" else np.float32
+        limit = _EXACT[interpolation]
+        if data.size and (data.max() > limit or data.min() < -limit):
+            numbers, codes = number_consecutively(data.astype(native, copy=False), default)
+            outside = float(np.searchsorted(numbers, native.type(default)))
+            sampled = self._sample(codes.astype(np.float32), image.affine, grid, interpolation, outside)
+            return new_image(numbers[sampled.astype(np.int64)], reference)
+        sampled = self._sample(data.astype(dtype, copy=False), image.affine, grid, interpolation, default)
+        return new_image(sampled.astype(native, copy=False), reference)
+
+    def _sample(
+        self, data: np.ndarray, affine: np.ndarray, grid: Grid, interpolation: str, default: float
+    ) -> np.ndarray:
+        """Return an array sampled on a grid through the chain, in its own type."""
         resampler = sitk.ResampleImageFilter()
         origin, spacing, direction = itk_geometry(grid)
         resampler.SetSize(grid.shape)
@@ -185,9 +204,8 @@ class Transform:
         resampler.SetTransform(self.to_sitk())
         resampler.SetInterpolator(INTERPOLATORS[interpolation])
         resampler.SetDefaultPixelValue(default)
-        moved = resampler.Execute(_array_to_sitk(data.astype(dtype, copy=False), image.affine))
-        array = np.ascontiguousarray(sitk.GetArrayFromImage(moved).T)
-        return new_image(array.astype(native if keeps_type else np.float32, copy=False), reference)
+        moved = resampler.Execute(_array_to_sitk(data, affine))
+        return np.ascontiguousarray(sitk.GetArrayFromImage(moved).T)
 
     def displacement(self, reference: Nifti1Image | Grid) -> DisplacementField:
         """Sample the whole chain as one displacement field.
@@ -237,6 +255,32 @@ class Transform:
                 group = file.create_group(f"TransformGroup/{number}")
                 _write_field(group, part) if isinstance(part, DisplacementField) else _write_affine(group, part)
         return Path(path)
+
+
+def number_consecutively(labels: np.ndarray, outside: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Renumber labels from 0, for arithmetic that is too coarse for their own numbers.
+
+    Parameters
+    ----------
+    labels : array of numbers, any shape
+        Label image.
+    outside : float, default=0
+        A further number that gets a code.
+
+    Returns
+    -------
+    numbers : array, shape (N,)
+        The numbers found and `outside`, ascending, in the type of `labels`.
+    codes : array of int, shape of `labels`
+        ``numbers[codes]`` are the labels.
+
+    Examples
+    --------
+    >>> number_consecutively(np.array([614454277, 0, 16777217]))
+    (array([        0,  16777217, 614454277]), array([2, 0, 1]))
+    """
+    numbers = np.union1d(labels, np.asarray(outside).astype(labels.dtype))
+    return numbers, np.searchsorted(numbers, labels)
 
 
 def displacement_from_voxels(u_vox: np.ndarray, affine: np.ndarray) -> DisplacementField:
@@ -344,8 +388,10 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
         kinds = ", ".join((".h5", *FIELD_SUFFIXES, *AFFINE_SUFFIXES))
         raise ValueError(f"transform {path}: expected an ITK file ({kinds}), found another suffix")
     try:
+        if path.suffix == ".mat":
+            loadmat(path)  # ITK makes numbers up for what is missing at the end
         transform = sitk.ReadTransform(os.fspath(path))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError, OSError, NotImplementedError, MatReadError) as error:
         cause = str(error).strip().splitlines()[-1]
         raise ValueError(f"transform {path}: not a readable ITK transform ({cause})") from error
     return Transform([_part_from_sitk(part, path) for part in _members(transform)])
@@ -434,13 +480,14 @@ def _part_from_sitk(transform: sitk.Transform, path: Path) -> np.ndarray | Displ
 def _read_displacement(path: Path) -> DisplacementField:
     """Read ITK's NIfTI displacement field."""
     try:
-        image = Nifti1Image.from_filename(path)
+        image = read_whole(path)
         data = np.asanyarray(image.dataobj, dtype=np.float32)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise ValueError(f"transform {path}: not a readable NIfTI file ({error})") from error
+    except UNREADABLE as error:
+        raise ValueError(f"transform {path}: not a readable NIfTI file ({explain(error)})") from error
     if data.ndim != 5 or data.shape[3:] != (1, 3):
         raise ValueError(f"transform {path}: expected an ITK field of shape (I, J, K, 1, 3), found {data.shape}")
-    return DisplacementField(itk_points(data[..., 0, :]), image.affine)
+    warn_of_placement(path, "transform")
+    return DisplacementField(itk_points(data[..., 0, :]), affine_in_mm(image))
 
 
 def _h5_text(text: str) -> np.ndarray:

@@ -263,6 +263,7 @@ def _split(folder: Path, split: str) -> set[tuple[str, str]]:
 def _pack_volume(source: Source, template_name: str, folder: Path) -> None:
     """Preprocess one scan into the pack, unless it is there already."""
     from mmln_pipeline.atlas.templates import load_template
+    from mmln_pipeline.images.brain import Brain
     from mmln_pipeline.images.volumes import (
         brain_mask,
         conform,
@@ -285,12 +286,13 @@ def _pack_volume(source: Source, template_name: str, folder: Path) -> None:
     image = load_image(source.image, "training image")
     mask = brain_mask(image)
     image = correct_bias(image, mask)
-    affine = estimate_affine(template.image, image, moving_mask=mask)
+    affine = estimate_affine(Brain(template.image), Brain(image, mask))
     grid = network_grid(template.image)
     aligned = normalize_intensity(conform(image, grid, affine).get_fdata(dtype=np.float32))
     arrays = {"image": np.round(aligned * 255).astype(np.uint8), "fingerprint": np.array(fingerprint)}
     if source.labels is not None:
         labels = conform(load_labels(source.labels, "training labels"), grid, affine, "nearest")
-        arrays["labels"] = np.asarray(labels.dataobj).astype(np.int16)
+        numbers = np.asarray(labels.dataobj)
+        arrays["labels"] = numbers.astype(np.promote_types(np.int16, np.min_scalar_type(int(numbers.max()))))
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, **arrays)

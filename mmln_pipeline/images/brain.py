@@ -1,0 +1,111 @@
+"""A brain: an image, its mask and its lesion, which belong together and are checked together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from nibabel import Nifti1Image
+from numpy.typing import NDArray
+
+from mmln_pipeline.images.volumes import brain_mask
+from mmln_pipeline.space.grids import Grid, new_image
+
+_LOW_PERCENTILE = 0.5
+"""What becomes 0 of a signed image: the darkest voxels of the brain."""
+_FEW = 0.01
+"""Share of negative voxels that interpolation leaves in images that are not signed."""
+
+
+@dataclass(frozen=True)
+class Brain:
+    """A brain image with what is known about it.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D, skull-stripped, or a whole head with its mask.
+    mask : Nifti1Image, optional
+        The brain (non-zero), on the image's grid.
+    lesion : Nifti1Image, optional
+        Where the image must not steer (non-zero), on the image's grid.
+    name : str, default="image"
+        How to call it in an error.
+
+    Raises
+    ------
+    ValueError
+        If mask or lesion lie on another grid than the image (`Grid.matches`), or the mask is empty.
+    """
+
+    image: Nifti1Image
+    mask: Nifti1Image | None = None
+    lesion: Nifti1Image | None = None
+    name: str = "image"
+
+    def __post_init__(self) -> None:
+        grid = Grid.of(self.image)
+        for what, part in (("mask", self.mask), ("lesion mask", self.lesion)):
+            if part is not None and not grid.matches(part):
+                raise ValueError(
+                    f"The {self.name} {what} must lie on the grid of the {self.name} image: "
+                    f"{grid.describe_difference(part)}; resample it first (mmln apply)."
+                )
+        if self.mask is not None and not np.asanyarray(self.mask.dataobj).any():
+            raise ValueError(f"{self.name} mask: expected a brain, found all {np.prod(grid.shape)} voxels zero")
+
+    @cached_property
+    def intensities(self) -> Nifti1Image:
+        """The image as it is compared: background 0, the brain above it (`make_unsigned`)."""
+        return make_unsigned(self.image, self.mask)
+
+    @cached_property
+    def inside(self) -> NDArray[np.bool_]:
+        """Where the brain is, shape (I, J, K): where the mask is not 0, or else the image is above its background."""
+        if self.mask is not None:
+            return np.asanyarray(self.mask.dataobj) != 0
+        return np.asanyarray(self.intensities.dataobj) > 0
+
+    @cached_property
+    def outline(self) -> Nifti1Image:
+        """The mask, or the one that the image shows (`brain_mask`)."""
+        return brain_mask(self.intensities) if self.mask is None else self.mask
+
+
+def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1Image:
+    """Lift an image with negative intensities (z-scored, or scaled as MP2RAGE's) so that its brain lies above 0.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D image.
+    mask : Nifti1Image, optional
+        The brain (non-zero), on the image's grid. Default: what differs from a constant background, where the image has
+        one on half of its faces; else all of it.
+
+    Returns
+    -------
+    Nifti1Image
+        The image itself where under 1% of its signal is negative. Else, float32, its intensities above the 0.5
+        percentile of the brain, and 0 in the background.
+    """
+    data = np.asanyarray(image.dataobj)
+    if data.dtype.kind == "u" or data.min() >= 0:
+        return image
+    background = _find_background(data)
+    inside = np.ones(data.shape, dtype=bool) if background is None else data != background
+    if np.count_nonzero(data[inside] < 0) <= _FEW * np.count_nonzero(inside):
+        return image
+    if mask is not None:
+        inside = np.asanyarray(mask.dataobj) != 0
+    low = np.percentile(data[inside], _LOW_PERCENTILE)
+    lifted = np.where(inside, np.clip(data - low, 0, None), 0)
+    return new_image(lifted.astype(np.float32), image)
+
+
+def _find_background(data: NDArray) -> float | None:
+    """Return the value that at least half of an array's faces hold; None where there is none."""
+    faces = np.concatenate([np.take(data, (0, -1), axis=axis).ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    return values[counts.argmax()] if 2 * counts.max() >= faces.size else None

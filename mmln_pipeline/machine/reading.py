@@ -1,0 +1,68 @@
+"""Image files read to their end, so that a damaged one is refused before it is worked with."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import nibabel as nib
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+UNREADABLE = (
+    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error
+)  # fmt: skip
+"""What is raised for files that are broken, no images, or larger than the memory."""
+_COMPRESSED = (".gz", ".mgz")
+_CHUNK = 2**24
+
+
+def read_whole(path: str | os.PathLike[str]) -> Any:
+    """Read an image file into memory and check that it is whole.
+
+    NiBabel stops at the last voxel and never sees a gzip file's checksum, which stands behind it; and it takes the
+    memory that a header asks for before it knows what the file holds.
+
+    Parameters
+    ----------
+    path : path-like
+        NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file.
+
+    Returns
+    -------
+    SpatialImage
+        Of NiBabel's class for the file; its voxels are decoded on access.
+
+    Raises
+    ------
+    UNREADABLE
+        If the file is no image, damaged (checksum, length), shorter than its header promises or too large.
+    """
+    promise: Any = nib.load(path)  # the header alone
+    if min(promise.shape, default=0) < 0:
+        raise ImageFileError(f"its header has the sizes {promise.shape}")
+    size = int(promise.dataobj.offset) + math.prod(map(int, promise.shape)) * promise.get_data_dtype().itemsize
+    opened = gzip.open if os.fspath(path).endswith(_COMPRESSED) else open
+    with opened(path, "rb") as stream:
+        content = b"".join(_read_up_to(stream, size))
+        if len(content) < size:
+            raise ImageFileError(f"its header promises {size} bytes, found {len(content)}")
+        while stream.read(_CHUNK):  # to the end, where gzip compares its checksum
+            pass
+    return type(promise).from_bytes(content)
+
+
+def _read_up_to(stream: Any, size: int) -> Iterator[bytes]:
+    """Yield what a file holds piece by piece: what its header promises is no reason to take memory."""
+    while size > 0 and (piece := stream.read(min(size, _CHUNK))):
+        yield piece
+        size -= len(piece)
+
+
+def explain(error: BaseException) -> str:
+    """Return the cause of an error on one line; its kind where it says nothing (MemoryError)."""
+    return " ".join(str(error).split()) or type(error).__name__
