@@ -1,33 +1,103 @@
 """Masks, labels and lesion masks of T1w images: which files fit, and whether they lie in the images' space."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 from bids.layout import BIDSLayout
 
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.filters import IMAGES, Filters
+from mmln_pipeline.bids_app.filters import IMAGES, File, Filters
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.images.same_space import why_not_same_space
 from mmln_pipeline.images.volumes import UNREADABLE
 
 NATIVE_SPACES = (None, "T1w", "orig")
-NO_PLACE = ("suffix", "extension", "datatype")
 OPTIONAL = ("run", "acquisition", "reconstruction", "ceagent", "part")
-"""Entities that the name of a lesion mask may leave out."""
+"""Entities that the name of a lesion mask may leave out, however many images have them."""
+IDENTITY = ("session", "task", *OPTIONAL, "echo", "flip", "inv", "mt", "chunk")
+"""Entities that tell the images of a subject apart."""
 LESIONS = ("label-lesion_roi", "label-lesion_mask")
 """How the names of lesion masks end where no ending is given."""
 
 
-def find_companion(image, others: Mapping[str, BIDSLayout], kind: str, filters: Filters) -> Path | None:
-    """Find the brain mask or the labels of a T1w image; their entities must be the image's.
+class Difference(NamedTuple):
+    """Where the entities of a mask or labels differ from an image's: what is left out, and what is another."""
+
+    left_out: frozenset[str]
+    other: frozenset[str]
+
+
+def compare(entities: Mapping, image: Mapping) -> Difference:
+    """Compare the entities of a mask or labels with those of an image of the same subject.
 
     Parameters
     ----------
-    image : BIDSFile
+    entities, image : mapping
+        Values by PyBIDS's names of entities.
+
+    Returns
+    -------
+    Difference
+
+    Examples
+    --------
+    >>> compare({"acquisition": "x"}, {"session": "1"})
+    Difference(left_out=frozenset({'session'}), other=frozenset({'acquisition'}))
+    """
+    differing = [key for key in IDENTITY if entities.get(key) != image.get(key)]
+    other = [key for key in differing if key in entities]
+    if entities.get("space") not in NATIVE_SPACES:
+        other.append("space")
+    return Difference(frozenset(differing) - frozenset(other), frozenset(other))
+
+
+def choose(
+    image: File, candidates: Sequence[File], siblings: Sequence[File], optional: Collection[str] = ()
+) -> list[Path]:
+    """Choose the files that belong to an image.
+
+    No entity of theirs is another than the image's. One may be left out where no other image of the subject can be
+    meant; a file that leaves out less goes before.
+
+    Parameters
+    ----------
+    image : File
         The T1w image.
+    candidates : sequence of File
+        Masks or labels of its subject.
+    siblings : sequence of File
+        All T1w images of its subject, asked for or not.
+    optional : collection of str, default ()
+        Entities that may be left out in any case.
+
+    Returns
+    -------
+    list of Path
+        More than one where it is in doubt.
+    """
+    fitting = defaultdict(list)
+    for candidate in candidates:
+        left_out, other = compare(candidate.entities, image.entities)
+        meant = [sibling for sibling in siblings if not compare(candidate.entities, sibling.entities).other]
+        if not other and (len(meant) < 2 or left_out <= frozenset(optional)):
+            fitting[len(left_out)].append(candidate.path)
+    return fitting[min(fitting)] if fitting else []
+
+
+def find_companion(
+    image: File, siblings: Sequence[File], others: Mapping[str, BIDSLayout], kind: str, filters: Filters
+) -> Path | None:
+    """Find the brain mask or the labels of a T1w image.
+
+    Parameters
+    ----------
+    image : File
+        The T1w image.
+    siblings : sequence of File
+        All T1w images of its subject, asked for or not.
     others : mapping of str to BIDSLayout
         Derivative datasets.
     kind : {"mask", "dseg"}
@@ -44,15 +114,9 @@ def find_companion(image, others: Mapping[str, BIDSLayout], kind: str, filters: 
     UsageError
         Several files fit, or the one that does lies in another space.
     """
-    own = {key: value for key, value in image.get_entities().items() if key not in NO_PLACE}
-    fitting = []
-    for layout in others.values():
-        for candidate in filters.find(layout, kind, subject=own["subject"]):
-            entities = candidate.get_entities()
-            same = all(entities.get(key) == own.get(key) for key in (*own, "session", "run", "acquisition"))
-            if same and entities.get("space") in NATIVE_SPACES:
-                fitting.append(Path(candidate.path))
-    return _only(fitting, image, kind, f'choose by "{kind}" in --bids-filter-file')
+    subject = image.entities["subject"]
+    candidates = [file for layout in others.values() for file in filters.find(layout, kind, subject=subject)]
+    return _only(choose(image, candidates, siblings), image, kind, f'choose by "{kind}" in --bids-filter-file')
 
 
 class Lesions:
@@ -68,28 +132,28 @@ class Lesions:
 
     def __init__(self, config: Config, layouts: Sequence[BIDSLayout]) -> None:
         self.wanted = config.lesion_mask
-        self.by_subject: dict[str, list] = defaultdict(list)
-        if self.wanted == "skip" or self.file is not None:
-            return
-        endings = LESIONS if self.wanted == "auto" else (_ending(self.wanted),)
-        names = tuple(f"_{ending}{extension}" for ending in endings for extension in IMAGES)
-        for layout in layouts:
+        self.by_subject: dict[str, list[File]] = defaultdict(list)
+        names = tuple(f"_{ending}{extension}" for ending in lesion_endings(config) for extension in IMAGES)
+        for layout in layouts if names else ():
             for found in layout.get(datatype="anat", extension=IMAGES):
                 if found.path.endswith(names):
-                    self.by_subject[found.get_entities()["subject"]].append(found)
+                    file = File(Path(found.path), found.get_entities())
+                    self.by_subject[file.entities["subject"]].append(file)
 
     @property
     def file(self) -> Path | None:
         """The one file that was named."""
         return Path(self.wanted) if Path(self.wanted).is_file() else None
 
-    def find(self, image) -> Path | None:
+    def find(self, image: File, siblings: Sequence[File]) -> Path | None:
         """Find the lesion mask of a T1w image.
 
         Parameters
         ----------
-        image : BIDSFile
-            The T1w image. The mask's session must be its own; other entities may be left out of the mask's name.
+        image : File
+            The T1w image.
+        siblings : sequence of File
+            All T1w images of its subject, asked for or not.
 
         Returns
         -------
@@ -100,13 +164,8 @@ class Lesions:
         UsageError
             Several files fit, or the one that does lies in another space.
         """
-        own = image.get_entities()
-        fitting = [] if self.file is None else [self.file]
-        for candidate in self.by_subject.get(own["subject"], ()):
-            entities = candidate.get_entities()
-            same = all(entities.get(key) in (None, own.get(key)) for key in OPTIONAL)
-            if same and entities.get("session") == own.get("session") and entities.get("space") in NATIVE_SPACES:
-                fitting.append(Path(candidate.path))
+        candidates = self.by_subject.get(image.entities["subject"], [])
+        fitting = choose(image, candidates, siblings, OPTIONAL) if self.file is None else [self.file]
         return _only(fitting, image, "lesion mask", "choose by --lesion-mask ENDING or FILE")
 
     def check_found(self, found: Sequence[Path | None]) -> None:
@@ -126,19 +185,28 @@ class Lesions:
             raise UsageError(f"--lesion-mask {self.wanted}: no such file, and no lesion mask whose name ends so")
 
 
-def _ending(text: str) -> str:
-    """Reduce *_label-lesion_roi.nii.gz to label-lesion_roi."""
+def lesion_endings(config: Config) -> tuple[str, ...]:
+    """Return how the names of lesion masks end, without an extension; nothing where none are looked for.
+
+    Examples
+    --------
+    >>> lesion_endings(Config(Path("raw"), Path("out"), lesion_mask="*_label-lesion_roi.nii.gz"))
+    ('label-lesion_roi',)
+    """
+    text = config.lesion_mask
+    if text == "auto":
+        return LESIONS
+    if text == "skip" or Path(text).is_file():
+        return ()
     for extension in IMAGES:
         text = text.removesuffix(extension)
-    return text.lstrip("*_")
+    return (text.lstrip("*_"),)
 
 
-def _only(fitting: Sequence[Path], image, kind: str, mend: str) -> Path | None:
+def _only(fitting: Sequence[Path], image: File, kind: str, mend: str) -> Path | None:
     """Return the one file that fits, after a look at its header."""
     if len(fitting) > 1:
-        raise UsageError(
-            f"{Path(image.path).name}: {len(fitting)} files fit as {kind} ({fitting[0]}, {fitting[1]}): {mend}"
-        )
+        raise UsageError(f"{image.path.name}: {len(fitting)} files fit as {kind} ({fitting[0]}, {fitting[1]}): {mend}")
     if not fitting:
         return None
     try:

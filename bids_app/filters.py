@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bids.layout import BIDSLayout, Query
 
@@ -17,6 +18,13 @@ BASE_FILTERS = {
 }
 WORDS = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
 """What null and "*" stand for; fMRIPrep's files spell it out too."""
+
+
+class File(NamedTuple):
+    """One file of a dataset, and its entities by PyBIDS's names."""
+
+    path: Path
+    entities: Mapping
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Filters:
     queries: Mapping[str, Mapping]
     given: Mapping[str, Mapping]
 
-    def find(self, layout: BIDSLayout, kind: str, **more) -> list:
+    def find(self, layout: BIDSLayout, kind: str, **more) -> list[File]:
         """Ask a layout for one kind of file.
 
         Parameters
@@ -51,7 +59,7 @@ class Filters:
 
         Returns
         -------
-        list of BIDSFile
+        list of File
             Sorted by file name.
 
         Raises
@@ -60,10 +68,16 @@ class Filters:
             PyBIDS refuses an entry.
         """
         try:
-            return sorted(layout.get(**(self.queries[kind] | more)), key=lambda image: Path(image.path).name)
+            found = layout.get(**(self.queries[kind] | more))
         except (ValueError, TypeError) as error:
             cause = str(error).splitlines()[0]
             raise UsageError(f'--bids-filter-file {self.path}: "{kind}": {cause}') from error
+        files = (File(Path(file.path), file.get_entities()) for file in found)
+        return sorted(files, key=lambda file: file.path.name)
+
+    def find_all(self, layout: BIDSLayout, kind: str) -> list[File]:
+        """Ask a layout for all files of one kind, whatever the filter file says."""
+        return Filters(None, BASE_FILTERS, {}).find(layout, kind)
 
     def without(self, kind: str, entity: str) -> "Filters":
         """Return the same filters with one entry of the file left out."""
@@ -93,7 +107,7 @@ def read_filters(path: Path | None) -> Filters:
         return Filters(None, BASE_FILTERS, {})
     name = f"--bids-filter-file {path}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from error
     except ValueError as error:

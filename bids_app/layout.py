@@ -1,23 +1,26 @@
 """Queries of the raw dataset: which scans there are, of which images they are made, and which are left out."""
 
 import json
-import re
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bids.layout import BIDSLayout, BIDSLayoutIndexer
+from bids.layout import BIDSLayout
 from bids_validator import BIDSValidator
+from pathspec import GitIgnoreSpec
 
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.companions import Lesions, find_companion
-from mmln_pipeline.bids_app.filters import Filters, read_filters
+from mmln_pipeline.bids_app.description import read_description
+from mmln_pipeline.bids_app.filters import File, Filters, read_filters
+from mmln_pipeline.bids_app.indexing import DERIVATIVES, RAW, Listing, list_files, open_index
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.derivatives.filenames import BIDSIGNORE, DESCRIPTION
 from mmln_pipeline.derivatives.scans import common_stem
 from mmln_pipeline.workflows import Scan
 
-OTHER_FOLDERS = re.compile(r"^/(?!sub-)[^/]+/|/(func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr)(/|$)")
+UNVALIDATED = "or use --skip-bids-validation"
+UNIFORM = ("_UNIT1.nii.gz", "_UNIT1.nii")
 
 
 def find_scans(config: Config) -> tuple[list[Scan], dict[str, str]]:
@@ -33,7 +36,7 @@ def find_scans(config: Config) -> tuple[list[Scan], dict[str, str]]:
     scans : list of Scan
         Sorted by file name; one for each session, or (`subject_anatomical_reference`) for each subject.
     skipped : dict of str to str
-        Why a subject (`sub-X`) or a session (`sub-X_ses-Y`) is left out.
+        Why a subject (`sub-X`), a session (`sub-X_ses-Y`) or a file is left out.
 
     Raises
     ------
@@ -43,18 +46,25 @@ def find_scans(config: Config) -> tuple[list[Scan], dict[str, str]]:
     filters = read_filters(config.bids_filter_file)
     if not config.skip_bids_validation:
         _check_description(config.bids_dir)
-    subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir())
+    subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir() or path.is_symlink())
     missing = [label for label in config.participant_label if label not in subjects]
     if missing:
         raise UsageError(f"--participant-label {' '.join(missing)}: no folder sub-{missing[0]} in {config.bids_dir}")
-    raw, labels = _index_raw(config), _labels(config, filters)
-    images = filters.find(raw, "t1w", **labels)
-    _check_found(config, images, subjects, _blame(filters, raw, labels) if not images else "")
-    if not config.skip_bids_validation:
-        _check_names(config.bids_dir, images)
-    others = {name: _index_derivative(name, path) for name, path in config.derivatives.items()}
-    scans = _to_scans(config, images, [raw, *others.values()], others, filters)
-    return join_scans(scans, config.subject_anatomical_reference), _find_skipped(config, images, subjects)
+    # A kept index has all subjects: it serves the runs of each.
+    listing = list_files(config.bids_dir, () if config.bids_database_dir else config.participant_label)
+    raw, labels = open_index(listing, RAW, config.bids_database_dir), _labels(config, filters)
+    known = filters.find_all(raw, "t1w")
+    left_out = _find_left_out(config, known)
+    images = [image for image in filters.find(raw, "t1w", **labels) if image.path not in left_out]
+    details = {subject: _explain(subject, listing, left_out) for subject in subjects}
+    _check_found(config, images, details, _blame(filters, raw, labels) if not images else "")
+    others = {name: _index_derivative(config, name, path) for name, path in config.derivatives.items()}
+    siblings = _by_subject(image for image in known if image.path not in left_out)
+    lesions = Lesions(config, [raw, *others.values()])
+    scans = [_to_scan(image, siblings, others, filters, lesions) for image in images]
+    lesions.check_found([scan.lesion for scan in scans])
+    skipped = {path.name: reason for path, reason in left_out.items()} | _find_skipped(config, images, details)
+    return join_scans(scans, config.subject_anatomical_reference), skipped
 
 
 def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
@@ -94,24 +104,31 @@ def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
     return joined
 
 
-def _to_scans(
-    config: Config, images: Sequence, layouts: Sequence[BIDSLayout], others: Mapping[str, BIDSLayout], filters: Filters
-) -> list[Scan]:
-    """Join each T1w image with its mask, its labels and its lesion mask."""
-    lesions = Lesions(config, layouts)
-    scans = [
-        Scan(
-            subject=image.get_entities()["subject"],
-            session=image.get_entities().get("session"),
-            t1w=Path(image.path),
-            mask=find_companion(image, others, "mask", filters),
-            dseg=find_companion(image, others, "dseg", filters),
-            lesion=lesions.find(image),
-        )
-        for image in images
-    ]
-    lesions.check_found([scan.lesion for scan in scans])
-    return scans
+def _to_scan(
+    image: File,
+    siblings: Mapping[str, Sequence[File]],
+    others: Mapping[str, BIDSLayout],
+    filters: Filters,
+    lesions: Lesions,
+) -> Scan:
+    """Join a T1w image with its mask, its labels and its lesion mask."""
+    subject = image.entities["subject"]
+    own = siblings.get(subject, ())
+    return Scan(
+        subject=subject,
+        session=image.entities.get("session"),
+        t1w=image.path,
+        mask=find_companion(image, own, others, "mask", filters),
+        dseg=find_companion(image, own, others, "dseg", filters),
+        lesion=lesions.find(image, own),
+    )
+
+
+def _by_subject(images: Iterable[File]) -> dict[str, list[File]]:
+    found: dict[str, list[File]] = {}
+    for image in images:
+        found.setdefault(image.entities["subject"], []).append(image)
+    return found
 
 
 def _labels(config: Config, filters: Filters) -> dict:
@@ -133,65 +150,62 @@ def _blame(filters: Filters, layout: BIDSLayout, labels: Mapping) -> str:
 
 
 def _check_description(root: Path) -> None:
-    path = root / "dataset_description.json"
-    mend = "add it, or use --skip-bids-validation"
-    if not path.is_file():
-        raise UsageError(f"{root}: no BIDS dataset, dataset_description.json is missing: {mend}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: not valid JSON: {error}") from error
-    absent = [key for key in ("Name", "BIDSVersion") if not isinstance(content, dict) or key not in content]
+    mend = f"add it, {UNVALIDATED}"
+    description = read_description(root, mend)
+    absent = [key for key in ("Name", "BIDSVersion") if key not in description]
     if absent:
-        raise UsageError(f"{path}: {' and '.join(absent)} missing: {mend}")
+        raise UsageError(f"{root / DESCRIPTION}: {' and '.join(absent)} missing: {mend}")
 
 
-def _check_names(root: Path, images: Sequence) -> None:
-    validator = BIDSValidator()
+def _find_left_out(config: Config, images: Sequence[File]) -> dict[Path, str]:
+    """Say which images are none of the dataset's: those that it ignores, and stray names."""
+    path = config.bids_dir / BIDSIGNORE
+    ignored = GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else ())
+    validator = None if config.skip_bids_validation else BIDSValidator()
+    left_out = {}
     for image in images:
-        name = "/" + Path(image.path).relative_to(root).as_posix()
-        if not validator.is_bids(name):
-            raise UsageError(f"{image.path}: not a BIDS file name: rename it, or use --skip-bids-validation")
+        name = image.path.relative_to(config.bids_dir).as_posix()
+        if ignored.match_file(name):
+            left_out[image.path] = f"listed in {BIDSIGNORE}"
+        elif validator is not None and not validator.is_bids(f"/{name}"):
+            left_out[image.path] = f"not a BIDS file name: rename it, {UNVALIDATED}"
+    return left_out
 
 
-def _index_raw(config: Config) -> BIDSLayout:
-    """Index the anatomical folders: of the subjects asked for, or of all where the index is kept."""
-    ignore = [OTHER_FOLDERS]
-    if config.participant_label and not config.bids_database_dir:
-        wanted = "|".join(re.escape(label) for label in config.participant_label)
-        ignore.append(re.compile(rf"^/sub-(?!({wanted})(/|$))"))
-    return _index(config.bids_dir, ignore=ignore, database_path=config.bids_database_dir)
+def _index_derivative(config: Config, name: str, path: Path) -> BIDSLayout:
+    try:
+        read_description(path)
+        return open_index(list_files(path, config.participant_label), DERIVATIVES)
+    except UsageError as error:
+        raise UsageError(f"--derivatives {name}={path}: {error}") from error
 
 
-def _index_derivative(name: str, path: Path) -> BIDSLayout:
-    if not (path / "dataset_description.json").is_file():
-        raise UsageError(f"--derivatives {name}={path}: no BIDS dataset, dataset_description.json is missing")
-    return _index(path, ignore=[OTHER_FOLDERS], is_derivative=True)
+def _explain(subject: str, listing: Listing, left_out: Mapping[Path, str]) -> str:
+    """Say what a subject has in place of T1w images; nothing where that is nothing of note."""
+    closed = [f"{name}: {reason}" for name, reason in listing.closed.items() if name.split("/")[0] == f"sub-{subject}"]
+    names = listing.of_subject(subject)
+    closed += [f"{path.name}: {reason}" for path, reason in left_out.items() if path.name.startswith(f"sub-{subject}_")]
+    uniform = [Path(name).name for name in names if name.endswith(UNIFORM)]
+    if uniform:
+        closed.append(f"only UNIT1, the uniform image of MP2RAGE: {uniform[0]}: make a T1w image of it")
+    return f" ({closed[0]})" if closed else ""
 
 
-def _index(root: Path, ignore: list, **options) -> BIDSLayout:
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return BIDSLayout(str(root), validate=False, indexer=indexer, **options)
-        except (ValueError, OSError) as error:
-            raise UsageError(f"{root}: PyBIDS cannot read it: {error}") from error
-
-
-def _check_found(config: Config, images: Sequence, subjects: list[str], blame: str) -> None:
+def _check_found(config: Config, images: Sequence[File], details: Mapping[str, str], blame: str) -> None:
     """Raise where something that was asked for has no T1w image."""
     narrowed = _narrowed(config) + blame
-    found = {image.get_entities()["subject"] for image in images}
+    found = {image.entities["subject"] for image in images}
     missing = [label for label in config.participant_label if label not in found]
     if missing:
-        raise UsageError(f"--participant-label {' '.join(missing)}: no T1w image of sub-{missing[0]}{narrowed}")
-    sessions = {image.get_entities().get("session") for image in images}
+        first = f"no T1w image of sub-{missing[0]}{narrowed}{details[missing[0]]}"
+        raise UsageError(f"--participant-label {' '.join(missing)}: {first}")
+    sessions = {image.entities.get("session") for image in images}
     missing = [label for label in config.session_label if label not in sessions]
     if missing and images:
         raise UsageError(f"--session-label {' '.join(missing)}: no T1w image of ses-{missing[0]}")
     if not images:
-        what = f"{len(subjects)} subjects, but no T1w image{narrowed}" if subjects else "no folder sub-*"
+        detail = next(filter(None, details.values()), "")
+        what = f"{len(details)} subjects, but no T1w image{narrowed}{detail}" if details else "no folder sub-*"
         raise UsageError(f"{config.bids_dir}: {what}")
 
 
@@ -199,15 +213,16 @@ def _narrowed(config: Config) -> str:
     return " with these sessions and filters" if config.session_label or config.bids_filter_file else ""
 
 
-def _find_skipped(config: Config, images: Sequence, subjects: Sequence[str]) -> dict[str, str]:
+def _find_skipped(config: Config, images: Sequence[File], details: Mapping[str, str]) -> dict[str, str]:
     """Say which subjects and which of their sessions have no T1w image that is asked for."""
-    entities = [image.get_entities() for image in images]
+    entities = [image.entities for image in images]
     found = {(own["subject"], own.get("session")) for own in entities}
+    subjects = {own["subject"] for own in entities}
     reason = f"no T1w image{_narrowed(config)}"
     skipped = {}
-    for subject in config.participant_label or subjects:
-        if not any(own["subject"] == subject for own in entities):
-            skipped[f"sub-{subject}"] = reason
+    for subject in config.participant_label or details:
+        if subject not in subjects:
+            skipped[f"sub-{subject}"] = reason + details[subject]
             continue
         there = sorted(path.name[4:] for path in (config.bids_dir / f"sub-{subject}").glob("ses-*") if path.is_dir())
         for session in config.session_label or there:

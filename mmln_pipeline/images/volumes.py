@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from scipy import ndimage
 
-from mmln_pipeline.machine.files import atomic_path
+from mmln_pipeline.machine.files import atomic_path, why_unreadable
 from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, check_affine, new_image
 from mmln_pipeline.space.transforms import Transform, to_sitk_image
 
@@ -369,7 +369,7 @@ def correct_bias(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1I
 def _read(path: Path, name: str) -> tuple[Nifti1Image, np.ndarray]:
     """Return the image and its array; name three ways in which that can fail."""
     if not path.is_file():
-        raise FileNotFoundError(f"{name} {path}: no such file")
+        raise FileNotFoundError(f"{name} {path}: {why_unreadable(path)}")
     if not path.name.endswith(IMAGE_SUFFIXES):
         raise ValueError(f"{name} {path}: expected one of {', '.join(IMAGE_SUFFIXES)}, found {path.suffix!r}")
     try:
