@@ -4,27 +4,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from bids.layout import BIDSLayout, Query
 
 from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.indexing import File, find_files
 
 IMAGES = [".nii.gz", ".nii"]
 BASE_FILTERS = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None], "extension": IMAGES},
-    "mask": {"datatype": "anat", "suffix": "mask", "desc": "brain", "extension": IMAGES},
-    "dseg": {"datatype": "anat", "suffix": "dseg", "extension": IMAGES},
+    "mask": {"suffix": "mask", "desc": "brain", "extension": IMAGES},
+    "dseg": {"suffix": "dseg", "extension": IMAGES},
 }
 WORDS = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
 """What null and "*" stand for; fMRIPrep's files spell it out too."""
-
-
-class File(NamedTuple):
-    """One file of a dataset, and its entities by PyBIDS's names."""
-
-    path: Path
-    entities: Mapping
 
 
 @dataclass(frozen=True)
@@ -68,16 +61,15 @@ class Filters:
             PyBIDS refuses an entry.
         """
         try:
-            found = layout.get(**(self.queries[kind] | more))
+            return find_files(layout, **(self.queries[kind] | more))
         except (ValueError, TypeError) as error:
             cause = str(error).splitlines()[0]
             raise UsageError(f'--bids-filter-file {self.path}: "{kind}": {cause}') from error
-        files = (File(Path(file.path), file.get_entities()) for file in found)
-        return sorted(files, key=lambda file: file.path.name)
 
     def find_all(self, layout: BIDSLayout, kind: str) -> list[File]:
-        """Ask a layout for all files of one kind, whatever the filter file says."""
-        return Filters(None, BASE_FILTERS, {}).find(layout, kind)
+        """Ask a layout for all files of one kind: those that the filter file chooses, and the others."""
+        found = self.find(layout, kind) + Filters(None, BASE_FILTERS, {}).find(layout, kind)
+        return list({file.path: file for file in found}.values())
 
     def without(self, kind: str, entity: str) -> "Filters":
         """Return the same filters with one entry of the file left out."""
@@ -117,6 +109,8 @@ def read_filters(path: Path | None) -> Filters:
     given = {kind: entry for kind, entry in content.items() if kind in BASE_FILTERS}
     if not given:
         raise UsageError(f"{name}: expected one of {', '.join(BASE_FILTERS)}, found {', '.join(content) or 'nothing'}")
+    if given.get("t1w", {}).get("suffix", "T1w") != "T1w":
+        raise UsageError(f'{name}: "t1w": "suffix": expected "T1w", found {json.dumps(given["t1w"]["suffix"])}')
     queries = {
         kind: base | {entity: _read_value(value, f'{name}: "{kind}": "{entity}"') for entity, value in own.items()}
         for kind, base, own in ((kind, base, given.get(kind, {})) for kind, base in BASE_FILTERS.items())

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import bids
 from bids.layout import BIDSFile, BIDSLayout, Config, Entity, Tag, parse_file_entities
@@ -21,9 +22,20 @@ from mmln_pipeline.machine.files import why_unreadable
 
 OTHER_FOLDERS = re.compile("func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr|mrs")
 """Folders in which no anatomical image lies."""
+ANATOMICAL = re.compile("(sub|ses)-[^_]+|anat")
+"""Folders on the way to anatomical images."""
+LISTED = (".nii.gz", ".nii", ".mgz", ".mgh")
+"""What is listed: images that can be read, and masks and labels that cannot, so as to say so."""
 RAW, DERIVATIVES = ("bids",), ("bids", "derivatives")
 """PyBIDS's lists of entities for the two kinds of dataset."""
 _FILE = "layout_index.sqlite"
+
+
+class File(NamedTuple):
+    """One file of a dataset, and its entities by PyBIDS's names."""
+
+    path: Path
+    entities: Mapping
 
 
 @dataclass(frozen=True)
@@ -35,22 +47,36 @@ class Listing:
     root : Path
         The dataset.
     names : tuple of str
-        Files and dangling links, as POSIX paths relative to the root; sorted.
+        Images, whether their content is there or not, as POSIX paths relative to the root; sorted.
     closed : mapping of str to str
-        What cannot be entered or named, and why.
+        Folders that cannot be entered, and why.
+    strays : mapping of str to str
+        Names that cannot be used, and why.
     """
 
     root: Path
     names: tuple[str, ...]
     closed: Mapping[str, str]
+    strays: Mapping[str, str]
 
     def of_subject(self, label: str) -> list[str]:
         """Return the names of one subject's files."""
-        return [name for name in self.names if re.match(rf"sub-{re.escape(label)}[/_]", name)]
+        return [name for name in self.names if is_of_subject(name, label)]
+
+
+def is_of_subject(name: str, label: str) -> bool:
+    """Tell whether a path relative to a dataset's root is one subject's.
+
+    Examples
+    --------
+    >>> is_of_subject("sub-01/anat", "01"), is_of_subject("sub-01_mask.nii", "01"), is_of_subject("sub-012", "01")
+    (True, True, False)
+    """
+    return re.match(rf"sub-{re.escape(label)}([/_]|$)", name) is not None
 
 
 def list_files(root: Path, subjects: Sequence[str] = ()) -> Listing:
-    """List the files of a dataset where anatomical images, masks and labels may lie.
+    """List the images of a dataset where anatomical images, masks and labels may lie.
 
     Linked folders are entered, unless the link leads to a folder above it.
 
@@ -64,30 +90,36 @@ def list_files(root: Path, subjects: Sequence[str] = ()) -> Listing:
     Returns
     -------
     Listing
+
+    Raises
+    ------
+    UsageError
+        The root cannot be entered.
     """
     wanted = "|".join(map(re.escape, subjects)) or "[^_]+"
     is_subject = re.compile(rf"sub-({wanted})(_.*)?")
-    names, closed = [], {}
+    names, closed, strays = [], {}, {}
 
     def close(error: OSError) -> None:
-        closed[_below(root, error.filename)] = error.strerror or str(error)
+        if Path(error.filename) == root:
+            raise UsageError(f"{root}: cannot be entered: {error.strerror}") from error
+        closed[_below(root, Path(error.filename))] = f"cannot be entered ({error.strerror})"
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=close):
         is_root = Path(folder) == root
         entered = (name for name in folders if is_subject.fullmatch(name) or not is_root)
         folders[:] = sorted(name for name in entered if _is_entered(folder, name))
         for name in files:
-            if name.startswith(".") or (is_root and not is_subject.fullmatch(name)):
+            path = Path(folder, name)
+            if is_root and not is_subject.fullmatch(name):
                 continue
-            path = os.path.join(folder, name)
-            below = _below(root, path)
-            if not below.isprintable():  # no database or terminal takes it
-                closed[ascii(below)[1:-1]] = "expected a name of printable characters (UTF-8)"
-            elif "." not in name and os.path.islink(path):  # a folder, if it were there
-                closed[below] = str(why_unreadable(path))
-            else:
-                names.append(below)
-    return Listing(root, tuple(sorted(names)), closed)
+            if not name.isprintable():  # no database or terminal takes it
+                strays[ascii(_below(root, path))[1:-1]] = "expected a name of printable characters (UTF-8)"
+            elif name.endswith(LISTED) and not name.startswith("."):
+                names.append(_below(root, path))
+            elif ANATOMICAL.fullmatch(name) and path.is_symlink():  # a folder, if it were there
+                closed[_below(root, path)] = str(why_unreadable(path))
+    return Listing(root, tuple(sorted(names)), closed, strays)
 
 
 def _is_entered(folder: str, name: str) -> bool:
@@ -96,8 +128,8 @@ def _is_entered(folder: str, name: str) -> bool:
     return not (name.startswith(".") or OTHER_FOLDERS.fullmatch(name) or is_loop)
 
 
-def _below(root: Path, path: str) -> str:
-    return Path(path).relative_to(root).as_posix()
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
 
 
 def read_entities(name: str, entities: Sequence[Entity]) -> dict:
@@ -130,11 +162,31 @@ def known_entities(kinds: Sequence[str]) -> list[Entity]:
     return [entity for kind in kinds for entity in Config.load(kind).entities.values()]
 
 
+def find_files(layout: BIDSLayout, **query) -> list[File]:
+    """Ask an index for files; their entities are read as `read_entities` does.
+
+    Parameters
+    ----------
+    layout : BIDSLayout
+        The index.
+    **query
+        What `BIDSLayout.get` takes.
+
+    Returns
+    -------
+    list of File
+        Sorted by file name.
+    """
+    entities = [entity for kind in layout.config.values() for entity in kind.entities.values()]
+    paths = sorted((Path(found.path) for found in layout.get(**query)), key=lambda path: path.name)
+    return [File(path, read_entities(_below(Path(layout.root), path), entities)) for path in paths]
+
+
 def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None = None) -> BIDSLayout:
     """Index the files of a dataset, or open the index that an earlier run kept of just these.
 
-    A kept index lies in a folder named after the dataset's root and all its names: that of another dataset or of another
-    day is never met. It is built aside and moved there whole, so that runs that start at once do no harm.
+    Each dataset has a folder of its own for its index. An index is built aside and moved there whole, so that runs that
+    start at once do no harm.
 
     Parameters
     ----------
@@ -156,9 +208,9 @@ def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None
     """
     if database_dir is None:
         return _open(listing, kinds)
-    folder = database_dir / f"{listing.root.name}-{_fingerprint(listing, kinds)}"
+    folder = database_dir / _folder_name(listing.root, kinds)
     try:
-        if not _is_whole(folder / _FILE, len(listing.names)):
+        if not _is_of(folder / _FILE, listing):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 layout = _open(listing, kinds, Path(scratch))
@@ -200,18 +252,20 @@ def _fill(layout: BIDSLayout, listing: Listing) -> None:
     layout.session.commit()
 
 
-def _fingerprint(listing: Listing, kinds: Sequence[str]) -> str:
-    content = [__version__, bids.__version__, str(listing.root), list(kinds), listing.names]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def _folder_name(root: Path, kinds: Sequence[str]) -> str:
+    """Name the folder of a dataset's index, by its root and what reads and writes it."""
+    content = json.dumps([__version__, bids.__version__, str(root), list(kinds)])
+    return f"{root.name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
 
 
-def _is_whole(path: Path, count: int) -> bool:
-    """Tell whether a kept index can be read, and has as many files as the dataset."""
+def _is_of(path: Path, listing: Listing) -> bool:
+    """Tell whether a kept index can be read, and is of these files."""
     if not path.is_file():
         return False
     try:
         with closing(sqlite3.connect(path)) as database:
             is_sound = database.execute("PRAGMA quick_check").fetchone() == ("ok",)
-            return is_sound and database.execute("SELECT count(*) FROM files").fetchone() == (count,)
+            found = {name for (name,) in database.execute("SELECT path FROM files")}
     except sqlite3.Error:
         return False
+    return is_sound and found == {str(listing.root / name) for name in listing.names}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from nipype.interfaces.utility import Function
+from nipype.interfaces.utility import Function, Rename
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.bids_app import execution
@@ -20,6 +20,16 @@ def identify():
     import os
 
     return os.getpid()
+
+
+def name_what_is_gone():
+    """Return the path of a file that is not there."""
+    return "/gone.nii"
+
+
+def repeat(value):
+    """Return what comes in."""
+    return value
 
 
 def die():
@@ -79,6 +89,24 @@ def test_killed_worker_is_a_failure(tmp_path):
     crash = "\n".join(path.read_text() for path in (tmp_path / "out/logs/crash").glob("*.txt"))
     assert "dying" in crash and "BrokenProcessPool" in crash
     assert failures == {}  # no scan was part of it
+
+
+@pytest.mark.parametrize("nprocs", [1, 2])
+def test_a_node_whose_input_is_gone_fails_alone(tmp_path, nprocs):
+    """Nipype looks at a node's inputs outside of the node's own run: before it sends it to a worker."""
+    gone = make_function(name_what_is_gone, "gone")
+    reader = pe.Node(Rename(format_string="x"), name="reader")
+    workflow = pe.Workflow(name="functions_wf", base_dir=str(tmp_path / "work"))
+    workflow.connect(gone, "out", reader, "in_file")
+    others = [make_function(identify, name) for name in ("one", "two")]
+    workflow.add_nodes(others)
+    later = make_function(repeat, "later")
+    workflow.connect(others[0], "out", later, "value")
+    run_workflow(workflow, Config(tmp_path / "raw", tmp_path / "out", nprocs=nprocs, work_dir=tmp_path / "work"), [])
+    (crash,) = (tmp_path / "out/logs/crash").glob("*.txt")
+    assert "reader" in crash.read_text() and "/gone.nii" in crash.read_text()
+    done = {path.parent.name for path in (tmp_path / "work").rglob("result_*.pklz")}
+    assert {"one", "two", "later"} <= done
 
 
 def test_failures_are_told_by_scan(tmp_path):
