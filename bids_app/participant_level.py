@@ -3,7 +3,7 @@
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -53,12 +53,15 @@ def run_participants(config: Config) -> int:
         print(describe_plan(config, method, found))
         return 1 if found.failed else 0
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
-    failures = {name: Failure(reason) for name, reason in found.failed.items()}
     if config.reports_only:
-        return finish(config, method, scans, failures)
+        return finish(config, method, scans, {})
 
+    failures = {name: Failure(reason) for name, reason in found.failed.items()}
     sound = [scan for scan in scans if scan.stem not in failures]
-    workflow = build_workflow(config, method, sound)
+    unbuilt: dict[str, Exception] = {}
+    workflow = build_workflow(config, method, sound, unbuilt)
+    failures |= {name: Failure(f"{type(error).__name__}: {error}") for name, error in unbuilt.items()}
+    sound = [scan for scan in sound if scan.stem not in unbuilt]
     if config.clean_workdir:
         shutil.rmtree(Path(workflow.base_dir) / workflow.name, ignore_errors=True)
     write_dataset_files(config, method, write_boilerplate(workflow))
@@ -68,12 +71,14 @@ def run_participants(config: Config) -> int:
     if config.write_graph:
         drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
         print(workflow.write_graph(graph2use="colored", simple_form=True, format=drawn))
-    if sound:
+    if sound and not (failures and config.stop_on_first_crash):
         failures |= run_workflow(workflow, config, sound, plugin)
     return finish(config, method, scans, failures)
 
 
-def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.Workflow:
+def build_workflow(
+    config: Config, method: Method, scans: Sequence[Scan], failed: MutableMapping[str, Exception] | None = None
+) -> pe.Workflow:
     """Build the workflow of a run.
 
     Parameters
@@ -84,6 +89,8 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         What they mean on this machine.
     scans : sequence of Scan
         The scans to register.
+    failed : mutable mapping or None, default None
+        Takes the error of each scan whose part cannot be built, by its stem; None: the error is raised.
 
     Returns
     -------
@@ -105,6 +112,7 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         omp_nthreads=config.omp_nthreads,
         mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
         random_seed=config.random_seed,
+        failed=failed,
         name=f"mmln_{__version__.replace('.', '_')}_wf",
     )
     workflow.base_dir = str(config.work_dir)
