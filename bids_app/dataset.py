@@ -47,8 +47,8 @@ def write_dataset_files(config: Config, method: Method, boilerplate: tuple[str, 
     put_text(to_json(_describe(config, method)), root / filenames.DESCRIPTION)
     write_bidsignore(root)
     for text, name in zip(boilerplate, (filenames.CITATION, filenames.BIBTEX), strict=True):
-        put_text(text, root / name)
-    put_text(config.to_toml(), root / filenames.CONFIG)
+        put_text(text, root / method.apart(name))
+    put_text(config.to_toml(), root / method.apart(filenames.CONFIG))
     for atlas, table in method.tables.items():
         put_text(table, root / filenames.atlas_table_name(atlas))
 

@@ -15,6 +15,7 @@ from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
+from mmln_pipeline.bids_app.naming import name_apart
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.reporting.record import read_records
@@ -46,7 +47,7 @@ def run_participants(config: Config) -> int:
     check_output_dataset(config.output_dir)
     plugin = read_plugin(config.use_plugin) if config.use_plugin else None
     found = find_scans(config)
-    method = prepare_method(config)
+    method = name_apart(config.output_dir, prepare_method(config))
     scans, templates = drop_templates(config, found.scans, method.targets)
     found = found._replace(scans=scans, skipped=found.skipped | templates)
     if config.dry_run:
@@ -66,7 +67,7 @@ def run_participants(config: Config) -> int:
         shutil.rmtree(Path(workflow.base_dir) / workflow.name, ignore_errors=True)
     write_dataset_files(config, method, write_boilerplate(workflow))
     if config.boilerplate_only:
-        print(config.output_dir / filenames.CITATION)
+        print(config.output_dir / method.apart(filenames.CITATION))
         return 0
     if config.write_graph:
         drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
@@ -154,7 +155,9 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
                 traceback.print_exc()
             failed[filenames.report_name(subject)] = Failure(f"{type(error).__name__}: {error}")
     print(f"{done} of {len(scans)} images done: {config.output_dir}")
-    for name, doubt in find_doubts(records, [scan for scan in scans if scan.stem not in failed]):
+    names = {target.name for target in method.targets}
+    own = {name: record for name, record in records.items() if record.get("template") in names}
+    for name, doubt in find_doubts(own, [scan for scan in scans if scan.stem not in failed]):
         print(f"{name}: {doubt}", file=sys.stderr)
     for name, failure in failed.items():
         record = f" ({failure.crash_file})" if failure.crash_file else ""
@@ -188,7 +191,10 @@ def _list_results(method: Method, scan: Scan) -> list[str]:
     """List the files that a scan is to have in the end."""
     targets = targets_of(scan, method.targets)
     several = len(method.targets) > 1
-    paths = [filenames.derivative_paths(scan, target.name, target.atlas, several=several) for target in targets]
+    paths = [
+        filenames.derivative_paths(scan, target.name, target.atlas, several=several or target.spaced)
+        for target in targets
+    ]
     if fused_targets(targets):
         paths.append(filenames.fused_paths(scan, scan.has("dseg")))
     return list(dict.fromkeys(path for own in paths for path in own.values()))
