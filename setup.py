@@ -87,6 +87,7 @@ setup(
         "nireports>=25",
         "numpy>=1.24",
         "pandas>=2",
+        "pathspec>=0.12",
         "pillow>=10",
         "psutil>=5.9",
         "pybids>=0.17",

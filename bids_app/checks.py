@@ -9,6 +9,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.template_option import find_targets
+from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
 from mmln_pipeline.machine.devices import resolve_device
 from mmln_pipeline.machine.toml import parse_toml
@@ -44,6 +45,11 @@ class Method:
     def template(self) -> str:
         """Return the names of the templates as text."""
         return ", ".join(target.name for target in self.targets)
+
+    def apart(self, name: str) -> str:
+        """Return how a file of the whole dataset is called: with the template where it is a further one."""
+        (target, *others) = self.targets
+        return filenames.apart(name, target.name) if target.spaced and not others else name
 
 
 def check_paths(config: Config) -> None:

@@ -1,12 +1,12 @@
 """Files of the whole derivative dataset: description, ignore list, labels, methods, settings, reports."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import Method
+from mmln_pipeline.bids_app.description import makers_of, read_description
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_text, to_json
@@ -25,8 +25,7 @@ def check_output_dataset(output_dir: Path) -> None:
     path = output_dir / filenames.DESCRIPTION
     if not path.exists():
         return
-    makers = [entry.get("Name") for entry in _read_description(path).get("GeneratedBy", [])]
-    if NAME not in makers:
+    if NAME not in makers_of(_read_description(output_dir)):
         raise UsageError(
             f"OUTPUT_DIR {output_dir}: holds a dataset that {NAME} did not make ({path.name}): choose another folder"
         )
@@ -48,8 +47,8 @@ def write_dataset_files(config: Config, method: Method, boilerplate: tuple[str, 
     put_text(to_json(_describe(config, method)), root / filenames.DESCRIPTION)
     write_bidsignore(root)
     for text, name in zip(boilerplate, (filenames.CITATION, filenames.BIBTEX), strict=True):
-        put_text(text, root / name)
-    put_text(config.to_toml(), root / filenames.CONFIG)
+        put_text(text, root / method.apart(name))
+    put_text(config.to_toml(), root / method.apart(filenames.CONFIG))
     for atlas, table in method.tables.items():
         put_text(table, root / filenames.atlas_table_name(atlas))
 
@@ -95,13 +94,11 @@ def write_report(
 
 def _describe(config: Config, method: Method) -> dict:
     """Compose the dataset's description; links of earlier runs stay, since their sidecars use them."""
-    raw = config.bids_dir / filenames.DESCRIPTION
-    path = config.output_dir / filenames.DESCRIPTION
-    links = _read_description(path).get("DatasetLinks", {}) if path.exists() else {}
+    links = _read_description(config.output_dir).get("DatasetLinks", {})
     links |= {name: root.as_uri() for name, root in method.provenance.links.items()}
     return {
         "Name": "MMLN registration",
-        "BIDSVersion": _read_description(raw).get("BIDSVersion", "1.10.0") if raw.exists() else "1.10.0",
+        "BIDSVersion": _read_description(config.bids_dir).get("BIDSVersion", "1.10.0"),
         "DatasetType": "derivative",
         "GeneratedBy": [
             {
@@ -116,10 +113,9 @@ def _describe(config: Config, method: Method) -> dict:
     }
 
 
-def _read_description(path: Path) -> dict:
+def _read_description(root: Path) -> dict:
     """Read a dataset's description; one that cannot be read counts as empty."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_description(root)
+    except UsageError:
         return {}
-    return content if isinstance(content, dict) else {}

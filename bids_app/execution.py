@@ -16,11 +16,13 @@ from pathlib import Path
 from traceback import format_exception
 
 import nipype
+import numpy as np
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins.linear import LinearPlugin
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.utils.filemanip import indirectory
+from nipype.utils.misc import str2bool
 
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames
@@ -68,7 +70,7 @@ def run_workflow(
     Returns
     -------
     dict
-        Failures, by the name of the scan's workflow.
+        Failures, by the stem of the scan.
     """
     configure_nipype(config)
     workflow.config = deepcopy(nipype.config._sections)  # a workflow keeps the options of when it was built
@@ -96,7 +98,7 @@ def run_workflow(
     failures = _read_failures(sorted(set(crashes.glob("crash-*.txt")) - known), list(names))
     if error is not None and not failures:
         failures = dict.fromkeys(names, Failure(_find_cause("".join(format_exception(error)))))
-    return failures
+    return {names[name]: failure for name, failure in failures.items()}
 
 
 def configure_nipype(config: Config) -> None:
@@ -159,6 +161,20 @@ class WorkerPool(MultiProcPlugin):
             initargs=(self._cwd, self.plugin_args["log_level"], nipype.config.resource_monitor),
             mp_context=multiprocessing.get_context("spawn"),
         )
+
+    def _send_procs_to_workers(self, updatehash=False, graph=None):
+        """Send nodes to workers; where that fails (Nipype reads a node's inputs here too), the node fails alone."""
+        try:
+            super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        except Exception as error:
+            running = {jobid for _, jobid in self.pending_tasks}
+            stuck = [int(jobid) for jobid in np.flatnonzero(self.proc_pending) if jobid not in running]
+            if not stuck or str2bool(self._config["execution"]["stop_on_first_crash"]):
+                raise
+            lines = format_exception(error)
+            self._run_errors.append("".join(lines))
+            for jobid in stuck:
+                self._clean_queue(jobid, graph, result={"result": None, "traceback": lines})
 
     def _submit_job(self, node, updatehash=False):
         self._taskid += 1

@@ -9,12 +9,13 @@ from typing import Any
 from bids.layout import BIDSLayout, Query
 
 from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.indexing import File, find_files
 
 IMAGES = [".nii.gz", ".nii"]
 BASE_FILTERS: dict[str, dict[str, Any]] = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None], "extension": IMAGES},
-    "mask": {"datatype": "anat", "suffix": "mask", "desc": "brain", "extension": IMAGES},
-    "dseg": {"datatype": "anat", "suffix": "dseg", "extension": IMAGES},
+    "mask": {"suffix": "mask", "desc": "brain", "extension": IMAGES},
+    "dseg": {"suffix": "dseg", "extension": IMAGES},
 }
 WORDS: dict[Any, Query] = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
 """What null and "*" stand for; fMRIPrep's files spell it out too."""
@@ -38,7 +39,7 @@ class Filters:
     queries: Mapping[str, dict[str, Any]]
     given: Mapping[str, dict[str, Any]]
 
-    def find(self, layout: BIDSLayout, kind: str, **more) -> list:
+    def find(self, layout: BIDSLayout, kind: str, **more) -> list[File]:
         """Ask a layout for one kind of file.
 
         Parameters
@@ -52,7 +53,7 @@ class Filters:
 
         Returns
         -------
-        list of BIDSFile
+        list of File
             Sorted by file name.
 
         Raises
@@ -61,10 +62,15 @@ class Filters:
             PyBIDS refuses an entry.
         """
         try:
-            return sorted(layout.get(**(self.queries[kind] | more)), key=lambda image: Path(image.path).name)
+            return find_files(layout, **(self.queries[kind] | more))
         except (ValueError, TypeError) as error:
             cause = str(error).splitlines()[0]
             raise UsageError(f'--bids-filter-file {self.path}: "{kind}": {cause}') from error
+
+    def find_all(self, layout: BIDSLayout, kind: str) -> list[File]:
+        """Ask a layout for all files of one kind: those that the filter file chooses, and the others."""
+        found = self.find(layout, kind) + Filters(None, BASE_FILTERS, {}).find(layout, kind)
+        return list({file.path: file for file in found}.values())
 
     def without(self, kind: str, entity: str) -> "Filters":
         """Return the same filters with one entry of the file left out."""
@@ -94,7 +100,7 @@ def read_filters(path: Path | None) -> Filters:
         return Filters(None, BASE_FILTERS, {})
     name = f"--bids-filter-file {path}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{name}: {error.strerror}") from error
     except ValueError as error:
@@ -104,6 +110,8 @@ def read_filters(path: Path | None) -> Filters:
     given = {kind: entry for kind, entry in content.items() if kind in BASE_FILTERS}
     if not given:
         raise UsageError(f"{name}: expected one of {', '.join(BASE_FILTERS)}, found {', '.join(content) or 'nothing'}")
+    if given.get("t1w", {}).get("suffix", "T1w") != "T1w":
+        raise UsageError(f'{name}: "t1w": "suffix": expected "T1w", found {json.dumps(given["t1w"]["suffix"])}')
     queries = {
         kind: base | {entity: _read_value(value, f'{name}: "{kind}": "{entity}"') for entity, value in own.items()}
         for kind, base, own in ((kind, base, given.get(kind, {})) for kind, base in BASE_FILTERS.items())

@@ -12,7 +12,7 @@ import pandas as pd
 
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.derivatives.filenames import derivative_paths, std_labels_path
+from mmln_pipeline.derivatives.filenames import QC_ENDING, derivative_paths, std_labels_path
 from mmln_pipeline.derivatives.scans import Scan, common_stem
 from mmln_pipeline.registration.result import describe_doubt
 from mmln_pipeline.reporting.group_table import Value, flatten
@@ -65,10 +65,8 @@ def find_results(config: Config, template: str) -> Results:
     """
     expected = {scan.stem: scan for scan in _find_scans(config, config.bids_dir, RAW_ENDINGS)}
     # Where scans were registered to several templates, the names of the scores say to which.
-    scores = Path(derivative_paths(Scan("X", None, Path("X_T1w.nii.gz")), template, several=True)["qc_json"]).name
-    several = any(config.output_dir.glob(f"sub-*/**/*{scores.removeprefix('X')}"))
-    endings = _result_endings(template, several)
-    finished = {scan.stem: scan for scan in _find_scans(config, config.output_dir, endings)}
+    several = any(config.output_dir.glob(f"sub-*/**/*_space-*{QC_ENDING}"))
+    finished = {scan.stem: scan for scan in _find_scans(config, config.output_dir, _result_endings(template))}
     _check_participants(config, {scan.subject for scan in (expected | finished).values()})
     results = Results()
     for stem in sorted(expected | finished):
@@ -105,10 +103,11 @@ def find_doubts(records: Mapping[str, Mapping], scans: Sequence[Scan]) -> list[t
     return [(name, doubt) for name, doubt in found if doubt]
 
 
-def _result_endings(template: str, several: bool) -> tuple[str, ...]:
-    """Return how the names of the files end that the group level reads."""
-    paths = derivative_paths(Scan("X", None, Path("X_T1w.nii.gz")), template, several=several)
-    return tuple(Path(paths[key]).name.removeprefix("X") for key in ("qc_json", "qc_tsv", *IMAGES))
+def _result_endings(template: str) -> tuple[str, ...]:
+    """Return how the names of the files end that the group level reads; the longest first."""
+    scan = Scan("X", None, Path("X_T1w.nii.gz"))
+    found = [derivative_paths(scan, template, several=several) for several in (True, False)]
+    return tuple(Path(paths[key]).name.removeprefix("X") for paths in found for key in ("qc_json", "qc_tsv", *IMAGES))
 
 
 def _find_scans(config: Config, root: Path, endings: tuple[str, ...]) -> Iterator[Scan]:
@@ -134,12 +133,20 @@ def _check_participants(config: Config, subjects: set[str]) -> None:
 
 
 def _collect(root: Path, scan: Scan, template: str, several: bool, results: Results) -> None:
-    """Add one scan's scores and images to the results, or say what is missing."""
-    paths = derivative_paths(scan, template, several=several)
+    """Add one scan's scores and images to the results, or say what is missing.
+
+    `several`: the dataset is known to hold results for several templates, of which the names tell.
+    """
+    choices = [derivative_paths(scan, template, several=spaced) for spaced in (True, False)]
+    there = [paths for paths in choices if any((root / paths[key]).is_file() for key in ("qc_json", "qc_tsv"))]
+    paths = (there or choices[1:])[0]
     try:
         record = _read_record(root / paths["qc_json"], root / paths["qc_tsv"])
     except ValueError as error:
         results.missing.append((scan.stem, f"left out: {error}"))
+        return
+    if several and record["template"] != template:
+        results.missing.append((scan.stem, f"no results for {template}"))
         return
     results.records[scan.stem] = record
     if record["template"] != template:

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from mmln_pipeline import __version__
 from mmln_pipeline.atlas.labels import load_label_table
 from mmln_pipeline.atlas.templates import template_name
@@ -78,26 +80,27 @@ def write_group(config: Config, template: str, results: Results) -> None:
     missing = [*results.missing, *_name_refused(results, t1w, log_jacobian)]
     write_bidsignore(root)
     _write_images(root, template, results, t1w, log_jacobian)
-    put_text(table.to_tsv(), root / filenames.GROUP_TABLE)
+    table_name, page_name = _group_names(root, template)
+    put_text(table.to_tsv(), root / table_name)
     reports = {scan: filenames.report_name(scan.split("_")[0].removeprefix("sub-")) for scan in table.rows}
     write_group_report(
-        root / filenames.GROUP_REPORT,
+        root / page_name,
         table,
         template=template,
         t1w=t1w,
         log_jacobian=log_jacobian,
         image_names=filenames.group_paths(template),
-        table_name=filenames.GROUP_TABLE,
+        table_name=table_name,
         links={scan: name for scan, name in reports.items() if (root / name).is_file()},
         missing=missing,
-        structure_names=_read_label_names(root),
+        structure_names=_read_label_names(root, results),
     )
     for name, reason in missing:
         print(f"{name}: {reason}")
     unusual = ", ".join(dict.fromkeys(outlier.scan for outlier in table.outliers))
     print(f"images: {len(table.rows)}; outliers: {unusual or 'none'}")
     print(f"quality check: {_list_verdicts(table)}")
-    print(root / filenames.GROUP_REPORT)
+    print(root / page_name)
 
 
 def _list_verdicts(table: GroupTable) -> str:
@@ -122,7 +125,7 @@ def describe_plan(config: Config, template: str, results: Results) -> str:
     str
         Lines for the terminal.
     """
-    names = [*filenames.group_paths(template).values(), filenames.GROUP_TABLE, filenames.GROUP_REPORT]
+    names = [*filenames.group_paths(template).values(), *_group_names(config.output_dir, template)]
     lines = [f"Would sum up {len(results.records)} images registered to {template} in {config.output_dir}:"]
     lines += list(results.records)
     lines += [f"{name}: {reason}" for name, reason in results.missing]
@@ -176,9 +179,22 @@ def _name_refused(results: Results, t1w: Average, log_jacobian: Average) -> list
     return sorted(found)
 
 
-def _read_label_names(root: Path) -> Mapping[str, str]:
-    """Return the names of labels by their numbers, where the dataset has one table of labels."""
+def _group_names(root: Path, template: str) -> tuple[str, str]:
+    """Return the names of table and page: with the template where those of another one are there."""
+    names = (filenames.GROUP_TABLE, filenames.GROUP_REPORT)
+    try:
+        rows = pd.read_csv(root / filenames.GROUP_TABLE, sep="\t", dtype=str)
+    except (OSError, ValueError):
+        return names
+    is_others = "template" in rows and not set(rows["template"].dropna()) <= {template}
+    return (filenames.apart(names[0], template), filenames.apart(names[1], template)) if is_others else names
+
+
+def _read_label_names(root: Path, results: Results) -> Mapping[str, str]:
+    """Return the names of labels by their numbers, where the images have one table of labels."""
     tables = sorted(root.glob(filenames.atlas_table_name("*")))
+    own = {filenames.atlas_table_name(str(record.get("atlas"))) for record in results.records.values()}
+    tables = [path for path in tables if path.name in own] or tables
     if len(tables) != 1:
         return {}
     try:

@@ -1,26 +1,53 @@
 """Queries of the raw dataset: which scans there are, of which images they are made, and which are left out."""
 
 import json
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from bids.layout import BIDSLayout, BIDSLayoutIndexer
+from bids.layout import BIDSLayout
 from bids_validator import BIDSValidator
+from pathspec import GitIgnoreSpec
 
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.companions import Lesions, find_companion
+from mmln_pipeline.bids_app.companions import KINDS, Companions, why_unusable
+from mmln_pipeline.bids_app.description import read_description
 from mmln_pipeline.bids_app.filters import Filters, read_filters
+from mmln_pipeline.bids_app.indexing import DERIVATIVES, RAW, File, Listing, is_of_subject, list_files, open_index
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.leftovers import name_leftovers
+from mmln_pipeline.derivatives.filenames import BIDSIGNORE, DESCRIPTION
 from mmln_pipeline.derivatives.scans import common_stem
+from mmln_pipeline.machine.files import why_unreadable
 from mmln_pipeline.workflows import Scan
 
-OTHER_FOLDERS = re.compile(r"^/(?!sub-)[^/]+/|/(func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr)(/|$)")
+UNVALIDATED = "or use --skip-bids-validation"
+UNIFORM = ("_UNIT1.nii.gz", "_UNIT1.nii")
 
 
-def find_scans(config: Config) -> tuple[list[Scan], dict[str, str]]:
+class Found(NamedTuple):
+    """What a run's dataset holds.
+
+    Attributes
+    ----------
+    scans : list of Scan
+        Sorted by file name; one for each session, or (`subject_anatomical_reference`) for each subject.
+    skipped : dict of str to str
+        Why a subject (`sub-X`), a session (`sub-X_ses-Y`) or a file is left out.
+    failed : dict of str to str
+        Why a scan, by its stem, or what lies in a folder cannot be registered: a file that is not there, for one.
+    unused : list of str
+        Which masks and labels belong to no image, and why.
+    """
+
+    scans: list[Scan]
+    skipped: dict[str, str]
+    failed: dict[str, str]
+    unused: list[str]
+
+
+def find_scans(config: Config) -> Found:
     """Find the T1w images that a run asks for, with their masks and labels.
 
     Parameters
@@ -30,31 +57,50 @@ def find_scans(config: Config) -> tuple[list[Scan], dict[str, str]]:
 
     Returns
     -------
-    scans : list of Scan
-        Sorted by file name; one for each session, or (`subject_anatomical_reference`) for each subject.
-    skipped : dict of str to str
-        Why a subject (`sub-X`) or a session (`sub-X_ses-Y`) is left out.
+    Found
 
     Raises
     ------
     UsageError
-        The dataset is none, a label or a filter finds no T1w image, or masks or labels of a scan are in doubt.
+        The dataset is none, a label or a filter finds no T1w image, masks or labels of a scan are in doubt, or
+        nothing of a derivative dataset belongs to any image.
     """
     filters = read_filters(config.bids_filter_file)
     if not config.skip_bids_validation:
         _check_description(config.bids_dir)
-    subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir())
+    subjects = _list_subjects(config)
+    # A kept index has all subjects: it serves the runs of each.
+    listing = list_files(config.bids_dir, () if config.bids_database_dir else config.participant_label)
+    raw, labels = open_index(listing, RAW, config.bids_database_dir), _labels(config, filters)
+    known = filters.find_all(raw, "t1w")
+    left_out = {**listing.strays, **_find_left_out(config, known)}
+    known = [image for image in known if _below(config, image) not in left_out]
+    images = [image for image in filters.find(raw, "t1w", **labels) if _below(config, image) not in left_out]
+    details = {subject: _explain(config, subject, listing, left_out) for subject in subjects}
+    _check_found(config, images, listing, details, _blame(filters, raw, labels) if not images else "")
+
+    listings = {name: _list_derivative(config, name) for name in config.derivatives}
+    layouts = {"raw": raw} | {name: open_index(own, DERIVATIVES) for name, own in listings.items()}
+    companions = Companions(config, layouts, filters, known)
+    scans, unreadable = _to_scans(images, companions)
+    scans = join_scans(scans, config.subject_anatomical_reference)
+    failed = _find_failed(scans, unreadable, [listing, *listings.values()]) | _find_closed(config, listing, scans)
+    skipped = {Path(name).name: reason for name, reason in left_out.items()} | _find_skipped(config, images, details)
+    return Found(
+        scans,
+        {name: reason for name, reason in skipped.items() if name not in failed},
+        failed,
+        name_leftovers(config, layouts, companions, filters),
+    )
+
+
+def _list_subjects(config: Config) -> list[str]:
+    """List the labels of the subjects that have a folder; raise where one that is asked for has none."""
+    subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir() or path.is_symlink())
     missing = [label for label in config.participant_label if label not in subjects]
     if missing:
         raise UsageError(f"--participant-label {' '.join(missing)}: no folder sub-{missing[0]} in {config.bids_dir}")
-    raw, labels = _index_raw(config), _labels(config, filters)
-    images = filters.find(raw, "t1w", **labels)
-    _check_found(config, images, subjects, _blame(filters, raw, labels) if not images else "")
-    if not config.skip_bids_validation:
-        _check_names(config.bids_dir, images)
-    others = {name: _index_derivative(name, path) for name, path in config.derivatives.items()}
-    scans = _to_scans(config, images, [raw, *others.values()], others, filters)
-    return join_scans(scans, config.subject_anatomical_reference), _find_skipped(config, images, subjects)
+    return list(config.participant_label) or subjects
 
 
 def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
@@ -94,24 +140,44 @@ def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
     return joined
 
 
-def _to_scans(
-    config: Config, images: Sequence, layouts: Sequence[BIDSLayout], others: Mapping[str, BIDSLayout], filters: Filters
-) -> list[Scan]:
-    """Join each T1w image with its mask, its labels and its lesion mask."""
-    lesions = Lesions(config, layouts)
-    scans = [
-        Scan(
-            subject=image.get_entities()["subject"],
-            session=image.get_entities().get("session"),
-            t1w=Path(image.path),
-            mask=find_companion(image, others, "mask", filters),
-            dseg=find_companion(image, others, "dseg", filters),
-            lesion=lesions.find(image),
-        )
-        for image in images
-    ]
-    lesions.check_found([scan.lesion for scan in scans])
-    return scans
+def _to_scans(images: Sequence[File], companions: Companions) -> tuple[list[Scan], dict[Path, str]]:
+    """Join each T1w image with its mask, its labels and its lesion mask; say which images cannot be read with them."""
+    found: list[dict[str, Any]] = [{kind: companions.find(image, kind) for kind in KINDS} for image in images]
+    companions.check_lesions([own["lesion"] for own in found])
+    scans, failed = [], {}
+    for image, own in zip(images, found, strict=True):
+        scans.append(Scan(image.entities["subject"], image.entities.get("session"), image.path, **own))
+        reason = why_unusable(image.path, own)
+        if reason is not None:
+            failed[image.path] = reason
+    return scans, failed
+
+
+def _find_failed(scans: Sequence[Scan], failed: Mapping[Path, str], listings: Sequence[Listing]) -> dict[str, str]:
+    """Say why scans fail, by their stems: one of their images, or a folder of masks, cannot be read."""
+    reasons = {}
+    for scan in scans:
+        own = [failed[image.t1w] for image in scan.images if image.t1w in failed]
+        own += [reason for listing in listings for reason in _closed_to(listing, scan.subject)]
+        if own:
+            reasons[scan.stem] = own[0]
+    return reasons
+
+
+def _find_closed(config: Config, listing: Listing, scans: Sequence[Scan]) -> dict[str, str]:
+    """Say which subjects without any scan have a folder that cannot be entered."""
+    found = {scan.subject for scan in scans}
+    subjects = {name.split("/")[0].removeprefix("sub-") for name in listing.closed} - found
+    asked = sorted(label for label in subjects if label in (config.participant_label or subjects))
+    return {f"sub-{label}": _closed_to(listing, label)[0] for label in asked}
+
+
+def _closed_to(listing: Listing, subject: str) -> list[str]:
+    return [f"{listing.root / name}: {why}" for name, why in listing.closed.items() if is_of_subject(name, subject)]
+
+
+def _below(config: Config, image: File) -> str:
+    return image.path.relative_to(config.bids_dir).as_posix()
 
 
 def _labels(config: Config, filters: Filters) -> dict:
@@ -133,65 +199,90 @@ def _blame(filters: Filters, layout: BIDSLayout, labels: Mapping) -> str:
 
 
 def _check_description(root: Path) -> None:
-    path = root / "dataset_description.json"
-    mend = "add it, or use --skip-bids-validation"
-    if not path.is_file():
-        raise UsageError(f"{root}: no BIDS dataset, dataset_description.json is missing: {mend}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: not valid JSON: {error}") from error
-    absent = [key for key in ("Name", "BIDSVersion") if not isinstance(content, dict) or key not in content]
+    mend = f"add it, {UNVALIDATED}"
+    description = read_description(root, mend)
+    absent = [key for key in ("Name", "BIDSVersion") if key not in description]
     if absent:
-        raise UsageError(f"{path}: {' and '.join(absent)} missing: {mend}")
+        raise UsageError(f"{root / DESCRIPTION}: {' and '.join(absent)} missing: {mend}")
 
 
-def _check_names(root: Path, images: Sequence) -> None:
-    validator = BIDSValidator()
+def _find_left_out(config: Config, images: Sequence[File]) -> dict[str, str]:
+    """Say which images, by their paths in the dataset, are none of its: those that it ignores, and stray names."""
+    ignored = _read_ignored(config.bids_dir / BIDSIGNORE)
+    validator = None if config.skip_bids_validation else BIDSValidator()
+    left_out = {}
     for image in images:
-        name = "/" + Path(image.path).relative_to(root).as_posix()
-        if not validator.is_bids(name):
-            raise UsageError(f"{image.path}: not a BIDS file name: rename it, or use --skip-bids-validation")
+        name = _below(config, image)
+        if config.participant_label and not any(is_of_subject(name, label) for label in config.participant_label):
+            continue
+        if ignored.match_file(name):
+            left_out[name] = f"listed in {BIDSIGNORE}"
+        elif validator is not None and not validator.is_bids(f"/{name}"):
+            left_out[name] = f"not a BIDS file name: rename it, {UNVALIDATED}"
+        elif not _is_at_home(name, image):
+            left_out[name] = "expected labels of letters and digits, the same in the name as in the folders above it"
+    return left_out
 
 
-def _index_raw(config: Config) -> BIDSLayout:
-    """Index the anatomical folders: of the subjects asked for, or of all where the index is kept."""
-    ignore = [OTHER_FOLDERS]
-    if config.participant_label and not config.bids_database_dir:
-        wanted = "|".join(re.escape(label) for label in config.participant_label)
-        ignore.append(re.compile(rf"^/sub-(?!({wanted})(/|$))"))
-    return _index(config.bids_dir, ignore=ignore, database_path=config.bids_database_dir)
+def _read_ignored(path: Path) -> GitIgnoreSpec:
+    """Read a list of ignored files; none is an empty one."""
+    if not (path.exists() or path.is_symlink()):
+        return GitIgnoreSpec([])
+    try:
+        return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig", errors="replace").splitlines())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: {why_unreadable(path) or error}") from error
 
 
-def _index_derivative(name: str, path: Path) -> BIDSLayout:
-    if not (path / "dataset_description.json").is_file():
-        raise UsageError(f"--derivatives {name}={path}: no BIDS dataset, dataset_description.json is missing")
-    return _index(path, ignore=[OTHER_FOLDERS], is_derivative=True)
+def _is_at_home(name: str, image: File) -> bool:
+    """Tell whether an image lies in the folders that its name says."""
+    session = image.entities.get("session")
+    labels = [f"sub-{image.entities.get('subject')}"] + ([f"ses-{session}"] if session else [])
+    return name.startswith(f"{'/'.join(labels)}/") and image.path.name.startswith(f"{'_'.join(labels)}_")
 
 
-def _index(root: Path, ignore: list, **options) -> BIDSLayout:
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return BIDSLayout(str(root), validate=False, indexer=indexer, **options)
-        except (ValueError, OSError) as error:
-            raise UsageError(f"{root}: PyBIDS cannot read it: {error}") from error
+def _list_derivative(config: Config, name: str) -> Listing:
+    path = config.derivatives[name]
+    try:
+        read_description(path)
+        return list_files(path, config.participant_label)
+    except UsageError as error:
+        raise UsageError(f"--derivatives {name}={path}: {error}") from error
 
 
-def _check_found(config: Config, images: Sequence, subjects: list[str], blame: str) -> None:
+def _explain(config: Config, subject: str, listing: Listing, left_out: Mapping[str, str]) -> str:
+    """Say what a subject has in place of T1w images; nothing where that is nothing of note."""
+    reasons = _closed_to(listing, subject)
+    reasons += [f"{Path(name).name}: {why}" for name, why in left_out.items() if is_of_subject(name, subject)]
+    names = listing.of_subject(subject)
+    uniform = [Path(name).name for name in names if name.endswith(UNIFORM)]
+    if uniform:
+        reasons.append(f"only UNIT1, the uniform image of MP2RAGE: {uniform[0]}: make a T1w image of it")
+    folder = config.bids_dir / f"sub-{subject}"
+    if not names and not reasons and folder.is_dir() and not any(folder.iterdir()):
+        reasons.append(f"its folder is empty: in a DataLad dataset, `datalad get -n {folder}` brings what is in it")
+    return f" ({reasons[0]})" if reasons else ""
+
+
+def _check_found(
+    config: Config, images: Sequence[File], listing: Listing, details: Mapping[str, str], blame: str
+) -> None:
     """Raise where something that was asked for has no T1w image."""
     narrowed = _narrowed(config) + blame
-    found = {image.get_entities()["subject"] for image in images}
+    found = {image.entities["subject"] for image in images}
+    if images:  # a subject whose folder is closed fails by itself
+        found |= {name.split("/")[0].removeprefix("sub-") for name in listing.closed}
     missing = [label for label in config.participant_label if label not in found]
     if missing:
-        raise UsageError(f"--participant-label {' '.join(missing)}: no T1w image of sub-{missing[0]}{narrowed}")
-    sessions = {image.get_entities().get("session") for image in images}
+        first = f"no T1w image of sub-{missing[0]}{narrowed}{details[missing[0]]}"
+        raise UsageError(f"--participant-label {' '.join(missing)}: {first}")
+    sessions = {image.entities.get("session") for image in images}
     missing = [label for label in config.session_label if label not in sessions]
     if missing and images:
         raise UsageError(f"--session-label {' '.join(missing)}: no T1w image of ses-{missing[0]}")
     if not images:
-        what = f"{len(subjects)} subjects, but no T1w image{narrowed}" if subjects else "no folder sub-*"
+        detail = next(filter(None, details.values()), "")
+        what = f"{len(details)} subjects, but no T1w image{narrowed}{detail}" if details else "no folder sub-*"
         raise UsageError(f"{config.bids_dir}: {what}")
 
 
@@ -199,15 +290,16 @@ def _narrowed(config: Config) -> str:
     return " with these sessions and filters" if config.session_label or config.bids_filter_file else ""
 
 
-def _find_skipped(config: Config, images: Sequence, subjects: Sequence[str]) -> dict[str, str]:
+def _find_skipped(config: Config, images: Sequence[File], details: Mapping[str, str]) -> dict[str, str]:
     """Say which subjects and which of their sessions have no T1w image that is asked for."""
-    entities = [image.get_entities() for image in images]
+    entities = [image.entities for image in images]
     found = {(own["subject"], own.get("session")) for own in entities}
+    subjects = {own["subject"] for own in entities}
     reason = f"no T1w image{_narrowed(config)}"
     skipped = {}
-    for subject in config.participant_label or subjects:
-        if not any(own["subject"] == subject for own in entities):
-            skipped[f"sub-{subject}"] = reason
+    for subject in config.participant_label or details:
+        if subject not in subjects:
+            skipped[f"sub-{subject}"] = reason + details[subject]
             continue
         there = sorted(path.name[4:] for path in (config.bids_dir / f"sub-{subject}").glob("ses-*") if path.is_dir())
         for session in config.session_label or there:

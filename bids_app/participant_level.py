@@ -3,7 +3,7 @@
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
@@ -14,7 +14,8 @@ from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_f
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.bids_app.layout import find_scans
+from mmln_pipeline.bids_app.layout import Found, find_scans
+from mmln_pipeline.bids_app.naming import name_apart
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.reporting.record import read_records
@@ -46,31 +47,37 @@ def run_participants(config: Config) -> int:
     check_paths(config)
     check_output_dataset(config.output_dir)
     plugin = read_plugin(config.use_plugin) if config.use_plugin else None
-    scans, skipped = find_scans(config)
-    method = prepare_method(config)
-    scans, templates = drop_templates(config, scans, method.targets)
-    skipped |= templates
+    found = find_scans(config)
+    method = name_apart(config.output_dir, prepare_method(config))
+    scans, templates = drop_templates(config, found.scans, method.targets)
+    found = found._replace(scans=scans, skipped=found.skipped | templates)
     for line in dict.fromkeys(describe_headers(scans, method)):
         print(f"mmln-bids: warning: {line}", file=sys.stderr)
     if config.dry_run:
-        print(describe_plan(config, method, scans, skipped))
-        return 0
-    for name, reason in skipped.items():
-        print(f"{name}: skipped, {reason}")
+        print(describe_plan(config, method, found))
+        return 1 if found.failed else 0
+    print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
     if config.reports_only:
         return finish(config, method, scans, {})
 
-    workflow = build_workflow(config, method, scans)
+    failures = {name: Failure(reason) for name, reason in found.failed.items()}
+    sound = [scan for scan in scans if scan.stem not in failures]
+    unbuilt: dict[str, Exception] = {}
+    workflow = build_workflow(config, method, sound, unbuilt)
+    failures |= {name: Failure(f"{type(error).__name__}: {error}") for name, error in unbuilt.items()}
+    sound = [scan for scan in sound if scan.stem not in unbuilt]
     if config.clean_workdir:
         shutil.rmtree(Path(workflow.base_dir) / workflow.name, ignore_errors=True)
     write_dataset_files(config, method, write_boilerplate(workflow))
     if config.boilerplate_only:
-        print(config.output_dir / filenames.CITATION)
+        print(config.output_dir / method.apart(filenames.CITATION))
         return 0
     if config.write_graph:
         drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
         print(workflow.write_graph(graph2use="colored", simple_form=True, format=drawn))
-    return finish(config, method, scans, run_workflow(workflow, config, scans, plugin))
+    if sound and not (failures and config.stop_on_first_crash):
+        failures |= run_workflow(workflow, config, sound, plugin)
+    return finish(config, method, scans, failures)
 
 
 def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
@@ -95,7 +102,9 @@ def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
                 yield f"{name}: {path}: {placement.describe()}"
 
 
-def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.Workflow:
+def build_workflow(
+    config: Config, method: Method, scans: Sequence[Scan], failed: MutableMapping[str, Exception] | None = None
+) -> pe.Workflow:
     """Build the workflow of a run.
 
     Parameters
@@ -106,6 +115,8 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         What they mean on this machine.
     scans : sequence of Scan
         The scans to register.
+    failed : mutable mapping or None, default None
+        Takes the error of each scan whose part cannot be built, by its stem; None: the error is raised.
 
     Returns
     -------
@@ -121,6 +132,7 @@ def build_workflow(config: Config, method: Method, scans: Sequence[Scan]) -> pe.
         bias_correction=config.bias_correction,
         omp_nthreads=config.omp_nthreads,
         mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
+        failed=failed,
         **config.registration() | {"device": method.device},
         name=f"mmln_{__version__.replace('.', '_')}_wf",
     )
@@ -140,19 +152,19 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
     scans : sequence of Scan
         The scans of the run.
     failures : mapping of str to Failure
-        What went wrong, by the name of the scan's workflow.
+        What went wrong, by the stem of the scan, or the subject where no image of it can be seen.
 
     Returns
     -------
     int
         0: all done; 1: some failed.
     """
-    failed = {}
+    failed = dict(failures)
     for scan in scans:
-        failure = failures.get(scan.workflow_name) or find_missing(config.output_dir, method, scan)
+        failure = failures.get(scan.stem) or find_missing(config.output_dir, method, scan)
         if failure:
             failed[scan.stem] = failure
-    done = len(scans) - len(failed)
+    done = sum(scan.stem not in failed for scan in scans)
     records = read_records(config.output_dir)
     for subject in dict.fromkeys(scan.subject for scan in scans):
         own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
@@ -163,7 +175,9 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
                 traceback.print_exc()
             failed[filenames.report_name(subject)] = Failure(f"{type(error).__name__}: {error}")
     print(f"{done} of {len(scans)} images done: {config.output_dir}")
-    for name, doubt in find_doubts(records, [scan for scan in scans if scan.stem not in failed]):
+    names = {target.name for target in method.targets}
+    judged = {name: record for name, record in records.items() if record.get("template") in names}
+    for name, doubt in find_doubts(judged, [scan for scan in scans if scan.stem not in failed]):
         print(f"{name}: {doubt}", file=sys.stderr)
     for name, failure in failed.items():
         record = f" ({failure.crash_file})" if failure.crash_file else ""
@@ -197,13 +211,16 @@ def _list_results(method: Method, scan: Scan) -> list[str]:
     """List the files that a scan is to have in the end."""
     targets = targets_of(scan, method.targets)
     several = len(method.targets) > 1
-    paths = [filenames.derivative_paths(scan, target.name, target.atlas, several=several) for target in targets]
+    paths = [
+        filenames.derivative_paths(scan, target.name, target.atlas, several=several or target.spaced)
+        for target in targets
+    ]
     if fused_targets(targets):
         paths.append(filenames.fused_paths(scan, scan.has("dseg")))
     return list(dict.fromkeys(path for own in paths for path in own.values()))
 
 
-def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped: Mapping[str, str]) -> str:
+def describe_plan(config: Config, method: Method, found: Found) -> str:
     """Say what would run, with the files and the reasons.
 
     Parameters
@@ -212,16 +229,15 @@ def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped
         Settings of the run.
     method : Method
         What they mean on this machine.
-    scans : sequence of Scan
-        The scans of the run.
-    skipped : mapping of str to str
-        Subjects and sessions that are left out, and why.
+    found : Found
+        The scans of the run, what is left out, and what cannot be registered.
 
     Returns
     -------
     str
         Lines for the terminal.
     """
+    scans = [scan for scan in found.scans if scan.stem not in found.failed]
     atlases = ", ".join(target.atlas for target in method.targets if target.atlas)
     labels = f"labels {atlases}" if atlases else "no labels"
     lines = [
@@ -239,8 +255,13 @@ def describe_plan(config: Config, method: Method, scans: Sequence[Scan], skipped
             *([f"  reference: average of {len(scan.images)} images, {scan.reference}"] if scan.others else []),
             f"  results: {config.output_dir / scan.folder} ({state})",
         ]
-    lines += [f"{name}: skipped, {reason}" for name, reason in skipped.items()]
-    return "\n".join(lines)
+    lines += [f"{name}: would FAIL: {reason}" for name, reason in found.failed.items()]
+    return "\n".join(lines + describe_rest(found))
+
+
+def describe_rest(found: Found) -> list[str]:
+    """Name what is left out of a run, and what was given but is not used."""
+    return [f"{name}: skipped, {reason}" for name, reason in found.skipped.items()] + found.unused
 
 
 def _describe_stripping(config: Config, method: Method) -> str:

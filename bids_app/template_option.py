@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from nibabel import Nifti1Image
 
 from mmln_pipeline.atlas.sources import FUSED, TemplateSource, read_template_table
 from mmln_pipeline.atlas.templates import Template, labels_name, template_name
@@ -135,14 +136,15 @@ def _to_target(source: TemplateSource, template: Template, is_own: bool) -> Targ
         atlas=template.dseg_name,
         label_names=_names(template.dseg_table),
         compare_labels=is_own,
-        checksum=_checksum(template),
+        checksum=_checksum(template.image, template.mask, template.dseg),
+        image_checksum=_checksum(template.image),
     )
 
 
-def _checksum(template: Template) -> str:
-    """Return a checksum of a template's image, mask and labels with their places in the world."""
+def _checksum(*images: Nifti1Image | None) -> str:
+    """Return a checksum of a template's image, or of it with mask and labels, with their places in the world."""
     digest = hashlib.sha256()
-    for image in (template.image, template.mask, template.dseg):
+    for image in images:
         if image is not None:
             digest.update(np.ascontiguousarray(image.dataobj).tobytes() + image.affine.tobytes())
     return digest.hexdigest()

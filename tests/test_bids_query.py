@@ -126,7 +126,7 @@ def longitudinal(tmp_path):
 
 
 def test_one_result_for_each_session(longitudinal):
-    scans, skipped = find_scans(scan_config(longitudinal))
+    scans, skipped = find_scans(scan_config(longitudinal))[:2]
     assert {scan.stem: [image.t1w.name for image in scan.images] for scan in scans} == {
         "sub-01_ses-a_acq-fast": ["sub-01_ses-a_acq-fast_T1w.nii.gz"],
         "sub-01_ses-a": ["sub-01_ses-a_run-1_T1w.nii.gz", "sub-01_ses-a_run-2_T1w.nii.gz"],
@@ -138,7 +138,7 @@ def test_one_result_for_each_session(longitudinal):
 
 @pytest.mark.parametrize("reference", ["first-lex", "unbiased"])
 def test_one_result_for_each_subject(longitudinal, reference):
-    scans, skipped = find_scans(scan_config(longitudinal, "--subject-anatomical-reference", reference))
+    scans, skipped = find_scans(scan_config(longitudinal, "--subject-anatomical-reference", reference))[:2]
     fast, scan = scans
     assert (fast.stem, fast.folder, len(fast.images)) == ("sub-01_ses-a_acq-fast", "sub-01/ses-a/anat", 1)
     assert (scan.stem, scan.session, scan.folder, scan.reference) == ("sub-01", None, "sub-01/anat", reference)
@@ -149,10 +149,10 @@ def test_one_result_for_each_subject(longitudinal, reference):
 def test_sessions_that_are_asked_for(longitudinal):
     describe_second = make_brain()
     write_image(describe_second, longitudinal / "raw/sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz")
-    scans, skipped = find_scans(scan_config(longitudinal, "--session-label", "b"))
+    scans, skipped = find_scans(scan_config(longitudinal, "--session-label", "b"))[:2]
     assert [scan.stem for scan in scans] == ["sub-01_ses-b"]
     assert skipped == {"sub-02": "no T1w image with these sessions and filters"}
-    scans, skipped = find_scans(scan_config(longitudinal, "--session-label", "a", "b"))
+    scans, skipped = find_scans(scan_config(longitudinal, "--session-label", "a", "b"))[:2]
     assert skipped == {"sub-02_ses-b": "no such session"}
 
 

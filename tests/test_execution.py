@@ -5,9 +5,10 @@ import logging
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from nipype.interfaces.utility import Function
+from nipype.interfaces.utility import Function, Rename
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.bids_app import execution
@@ -20,6 +21,11 @@ def identify():
     import os
 
     return os.getpid()
+
+
+def repeat(value):
+    """Return what comes in."""
+    return value
 
 
 def die():
@@ -79,6 +85,29 @@ def test_killed_worker_is_a_failure(tmp_path):
     crash = "\n".join(path.read_text() for path in (tmp_path / "out/logs/crash").glob("*.txt"))
     assert "dying" in crash and "BrokenProcessPool" in crash
     assert failures == {}  # no scan was part of it
+
+
+def test_a_node_whose_input_is_gone_fails_alone(tmp_path, monkeypatch):
+    """Nipype looks at the inputs of a node with an earlier result before it sends it to a worker."""
+    pool = ThreadPoolExecutor(1)
+    monkeypatch.setattr(execution.WorkerPool, "_make_pool", lambda self: pool)
+    path = tmp_path / "volume.txt"
+    path.write_text("here")
+    name_file = make_function(repeat, "name_file")
+    name_file.inputs.value = str(path)
+    reader = pe.Node(Rename(format_string="x"), name="reader")
+    first, later = make_function(identify, "first"), make_function(repeat, "later")
+    workflow = pe.Workflow(name="functions_wf", base_dir=str(tmp_path / "work"))
+    workflow.connect([(name_file, reader, [("out", "in_file")])])
+    config = Config(tmp_path / "raw", tmp_path / "out", nprocs=2, work_dir=tmp_path / "work")
+    assert run_workflow(workflow, config, []) == {}
+    path.unlink()
+    workflow.connect([(first, later, [("out", "value")])])
+    pool = ThreadPoolExecutor(1)
+    run_workflow(workflow, config, [])
+    (crash,) = (tmp_path / "out/logs/crash").glob("*.txt")
+    assert "functions_wf.reader" in crash.read_text() and "volume.txt" in crash.read_text()
+    assert (tmp_path / "work/functions_wf/later/result_later.pklz").is_file()
 
 
 def test_failures_are_told_by_scan(tmp_path):

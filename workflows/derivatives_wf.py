@@ -6,7 +6,7 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
-from mmln_pipeline.derivatives.filenames import derivative_paths, figure_paths
+from mmln_pipeline.derivatives.filenames import derivative_paths, figure_paths, is_of_scan
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance, sidecars
 from mmln_pipeline.interfaces import SaveDerivative
@@ -80,6 +80,8 @@ def init_derivatives_wf(
         save = pe.Node(SaveDerivative(out_file=str(root / path)), name=key, run_without_submitting=True)
         if key in metadata:
             save.inputs.metadata = metadata[key]
+        if not is_of_scan(key):
+            save.inputs.template = provenance.template
         workflow.connect([
             (inputnode, save, [(key, "in_file")]),
             (save, outputnode, [("out_file", key)]),

@@ -1,6 +1,6 @@
 """Top workflow: the templates, and one workflow for each scan."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface
@@ -19,6 +19,7 @@ def init_mmln_wf(
     output_dir: str | Path,
     provenance: Provenance,
     targets: Sequence[Target] = (EMBEDDED_TARGET,),
+    failed: MutableMapping[str, Exception] | None = None,
     name: str = "mmln_wf",
     **settings,
 ) -> pe.Workflow:
@@ -35,6 +36,8 @@ def init_mmln_wf(
         Name of the model, and what the sidecars say about the run.
     targets : sequence of Target, default: the embedded template
         The templates, with their labels. A scan that is a template itself is not registered to itself.
+    failed : mutable mapping or None, default None
+        Takes the error of each scan whose workflow cannot be built, by its stem; None: the error is raised.
     name : str, default "mmln_wf"
         Name of the workflow.
     **settings
@@ -66,9 +69,15 @@ def init_mmln_wf(
         workflow.connect(inputnode, field, loaders[target.name], "template")
     for scan in scans:
         own = targets_of(scan, targets)
-        single_subject_wf = init_single_subject_wf(
-            scan=scan, output_dir=output_dir, provenance=provenance, targets=own, several=several, **settings
-        )
+        try:
+            single_subject_wf = init_single_subject_wf(
+                scan=scan, output_dir=output_dir, provenance=provenance, targets=own, several=several, **settings
+            )
+        except Exception as error:  # the other scans go on
+            if failed is None:
+                raise
+            failed[scan.stem] = error
+            continue
         for target in own:
             suffix = target.suffix(several)
             fields = [("image", f"inputnode.template{suffix}"), ("mask", f"inputnode.template_mask{suffix}")]

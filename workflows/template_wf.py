@@ -128,7 +128,12 @@ def init_template_wf(
         label_names=target.label_names,
     )
     derivatives_wf = init_derivatives_wf(
-        scan=scan, output_dir=output_dir, provenance=provenance, atlas=atlas, several=several, keys=keys
+        scan=scan,
+        output_dir=output_dir,
+        provenance=provenance,
+        atlas=atlas,
+        several=several or target.spaced,
+        keys=keys,
     )
     drawn = ["t1w_std", "log_jacobian", "warp", "metrics"] + ["atlas_dseg"] * bool(atlas)
     saved = ["forward_xfm", "inverse_xfm", "t1w_std", "mask_std", "log_jacobian"] + ["atlas_dseg"] * bool(atlas)

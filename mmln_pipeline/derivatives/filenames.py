@@ -1,5 +1,7 @@
 """Every output name: one scan's derivatives and figures, the group's, and the dataset's files."""
 
+from pathlib import PurePosixPath
+
 from mmln_pipeline.atlas.sources import FUSED
 from mmln_pipeline.derivatives.scans import Scan
 
@@ -21,6 +23,18 @@ BIDSIGNORE_LINES = (
     *("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),
     *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
 )
+
+
+def apart(name: str, template: str) -> str:
+    """Name a file of the whole dataset for a further template, so that the first one's stays.
+
+    Examples
+    --------
+    >>> apart("logs/CITATION.md", "study")
+    'logs/CITATION_space-study.md'
+    """
+    path = PurePosixPath(name)
+    return str(path.with_name(f"{path.stem}_space-{template}{path.suffix}"))
 
 
 def figures_folder(subject: str) -> str:

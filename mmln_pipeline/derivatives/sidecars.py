@@ -23,6 +23,8 @@ class Provenance:
         Name of a standard template, or the URI of its image.
     links : mapping of str to Path
         Name and root of each dataset that files come from (`bids:<name>:`).
+    template_sha256 : str
+        Checksum of the template's image.
     model : str
         Name of the network's weights.
     model_sha256 : str
@@ -36,6 +38,7 @@ class Provenance:
     template: str
     spatial_reference: str
     links: Mapping[str, Path] = field(default_factory=dict)
+    template_sha256: str = ""
     model: str = "mmln"
     model_sha256: str = ""
     version: str = ""
@@ -205,7 +208,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
                 **in_t1w,
             }
     method = _method(provenance) | _header_reading(scan)
-    of_scan = {name: value for name, value in method.items() if name != "Template"}
+    of_scan = {name: value for name, value in method.items() if not name.startswith("Template")}
     return {key: {**entry, **(of_scan if is_of_scan(key) else method)} for key, entry in content.items()}
 
 
@@ -264,6 +267,7 @@ def _method(provenance: Provenance) -> dict:
     return {
         "Method": "MMLN registration",
         "Template": provenance.template,
+        **({"TemplateSHA256": provenance.template_sha256} if provenance.template_sha256 else {}),
         "Model": provenance.model,
         "ModelSHA256": provenance.model_sha256,
         "SoftwareVersion": provenance.version,

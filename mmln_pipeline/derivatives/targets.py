@@ -31,6 +31,10 @@ class Target:
         Whether its labels and those of the scans share one numbering, and so can be scored.
     checksum : str
         Of image, mask and labels: after a change of one, all is registered anew.
+    image_checksum : str
+        Of the image inside its mask: tells whether two templates of one name are the same.
+    spaced : bool
+        Whether the names of its scores say the template, as those of several do: the dataset holds another's.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Target:
     label_names: Mapping[int, str] = field(default_factory=dict)
     compare_labels: bool = False
     checksum: str = ""
+    image_checksum: str = ""
+    spaced: bool = False
 
     @property
     def workflow_name(self) -> str:
@@ -64,7 +70,12 @@ class Target:
 
     def describe(self, provenance: Provenance) -> Provenance:
         """Return what a run says about itself, with this target as its template."""
-        return replace(provenance, template=self.name, spatial_reference=self.spatial_reference)
+        return replace(
+            provenance,
+            template=self.name,
+            template_sha256=self.image_checksum,
+            spatial_reference=self.spatial_reference,
+        )
 
     def shows(self, scan: Scan) -> bool:
         """Tell whether the template is the scan itself, which is not registered to itself."""

@@ -13,7 +13,7 @@ from nibabel import Nifti1Image
 from nibabel.arrayproxy import ArrayProxy
 from scipy import ndimage
 
-from mmln_pipeline.machine.files import atomic_path
+from mmln_pipeline.machine.files import atomic_path, why_unreadable
 from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
 from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, affine_in_mm, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS
@@ -386,7 +386,7 @@ def _load(path: Path, name: str, decode: Callable[[ArrayProxy], np.ndarray]) -> 
 def _read(path: Path, name: str, decode: Callable[[ArrayProxy], np.ndarray]) -> tuple[Nifti1Image, np.ndarray]:
     """Return the image and its array; name three ways in which that can fail."""
     if not path.is_file():
-        raise FileNotFoundError(f"{name} {path}: no such file")
+        raise FileNotFoundError(f"{name} {path}: {why_unreadable(path)}")
     if not path.name.endswith(IMAGE_SUFFIXES):
         raise ValueError(f"{name} {path}: expected one of {', '.join(IMAGE_SUFFIXES)}, found {path.suffix!r}")
     try:

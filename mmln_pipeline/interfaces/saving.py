@@ -72,10 +72,25 @@ def to_json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
+def _check_owner(target: Path, template: str) -> None:
+    """Refuse to replace what another template left, which a run at the same time may have."""
+    try:
+        content = json.loads(target.with_name(f"{target.name.split('.')[0]}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    owner = content.get("Template", content.get("template")) if isinstance(content, dict) else None
+    if isinstance(owner, str) and owner != template:
+        raise ValueError(
+            f"{target}: expected results of template {template}, found those of {owner}, made at the same time: run "
+            "again, and names will tell them apart"
+        )
+
+
 class _SaveDerivativeInputSpec(BaseInterfaceInputSpec):
     in_file = File(exists=True, mandatory=True, desc="file in the work directory")
     out_file = traits.Str(mandatory=True, desc="absolute path of the derivative")
     metadata = traits.Dict(desc="content of the JSON sidecar (default: no sidecar)")
+    template = traits.Str(desc="name of the template: a file of this name that is another template's is not replaced")
 
 
 class _SaveDerivativeOutputSpec(TraitedSpec):
@@ -94,6 +109,8 @@ class SaveDerivative(SimpleInterface):
 
     def _run_interface(self, runtime):
         target = Path(self.inputs.out_file)
+        if isdefined(self.inputs.template):
+            _check_owner(target, self.inputs.template)
         put_file(self.inputs.in_file, target)
         if isdefined(self.inputs.metadata):
             stem = target.name.split(".")[0]

@@ -10,11 +10,12 @@ from mmln_pipeline.linear.choices import REFERENCES
 
 def _companions(text):
     """A file for each image, "" where an image has none."""
-    return traits.List(traits.Either(traits.Enum(""), File(exists=True)), desc=text)
+    return traits.List(traits.Either(traits.Enum(""), File()), desc=text)
 
 
 class _SubjectReferenceInputSpec(BaseInterfaceInputSpec):
-    in_files = traits.List(File(exists=True), mandatory=True, desc="T1w images of one subject, the first one first")
+    # A file that is gone must fail here, by its name: traits that ask for it end the graph of all scans.
+    in_files = traits.List(File(), mandatory=True, desc="T1w images of one subject, the first one first")
     in_masks = _companions("brain mask of each image, or an empty string")
     in_dsegs = _companions("labels of each image, or an empty string")
     in_lesions = _companions("lesion mask of each image, or an empty string")

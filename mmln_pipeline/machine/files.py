@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+POINTERS = (b"/annex/objects/", b"version https://git-lfs")
+"""How the files begin that git-annex (unlocked) and Git LFS leave in place of content that was not fetched."""
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -59,3 +62,31 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
+
+
+def why_unreadable(path: str | os.PathLike[str]) -> str | None:
+    """Say why a file's content is not there to be read, and what to do.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; only its first bytes are read.
+
+    Returns
+    -------
+    str or None
+        What follows the file's name in a message; None where the content is there.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        if path.is_symlink():
+            return f"is a dangling link, its content is not here: in a DataLad dataset, `datalad get {path}` brings it"
+        return "no such file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if head.startswith(POINTERS):
+        return f"only points to its content: `datalad get {path}` (git-annex) or `git lfs pull` brings it"
+    return None if head else "is empty"

@@ -191,9 +191,9 @@ def _data_uri(svg: str) -> str:
 
 
 def _read_citation(output_dir: Path) -> str:
-    """Read the dataset's methods text, if it has one."""
-    path = output_dir / filenames.CITATION
-    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    """Read the dataset's methods text, if it has one; of several templates, each has its own."""
+    paths = [output_dir / filenames.CITATION, *sorted(output_dir.glob(filenames.apart(filenames.CITATION, "*")))]
+    return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in paths if path.exists())
 
 
 def _summary(

@@ -45,7 +45,8 @@ def read_records(output_dir: Path, subject: str = "*", ending: str = QC_ENDING) 
             continue
         if isinstance(content, dict):
             records[path.name.removesuffix(ending)] = content
-    return records
+    # Where a name says the template, it goes before one of an earlier run that does not.
+    return {name: own for name, own in records.items() if f"{name}_space-{own.get('template')}" not in records}
 
 
 def done_rows(record: Record) -> list[tuple[str, str]]:
