@@ -2,13 +2,8 @@
 
 import gc
 import logging
-import multiprocessing
-import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -16,23 +11,20 @@ from pathlib import Path
 from traceback import format_exception
 
 import nipype
-import numpy as np
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins.linear import LinearPlugin
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.utils.filemanip import indirectory
-from nipype.utils.misc import str2bool
 
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.workers import WorkerPool, set_log_level
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.progress import progress_bar
+from mmln_pipeline.reporting.crashes import find_cause, read_crash
 from mmln_pipeline.space.placement import HeaderWarning
 from mmln_pipeline.workflows import Scan
 
-LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
 LEVELS = (logging.CRITICAL, logging.INFO, logging.DEBUG)
-CAUSE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Pool))(?:: (.*))?$")
 
 
 @dataclass(frozen=True)
@@ -94,10 +86,10 @@ def run_workflow(
         finally:
             gc.unfreeze()
             if isinstance(runner, WorkerPool):
-                runner.pool.shutdown(cancel_futures=True)
+                runner.stop()
     failures = _read_failures(sorted(set(crashes.glob("crash-*.txt")) - known), list(names))
     if error is not None and not failures:
-        failures = dict.fromkeys(names, Failure(_find_cause("".join(format_exception(error)))))
+        failures = dict.fromkeys(names, Failure(find_cause("".join(format_exception(error)))))
     return {names[name]: failure for name, failure in failures.items()}
 
 
@@ -116,6 +108,7 @@ def configure_nipype(config: Config) -> None:
                 "crashfile_format": "txt",
                 "stop_on_first_crash": str(config.stop_on_first_crash).lower(),
                 "remove_unnecessary_outputs": "false",
+                "hash_method": "content",  # a file of equal size and date may hold another image
                 "poll_sleep_duration": "0.2",
                 "check_version": "false",
                 "get_linked_libs": "false",
@@ -127,76 +120,8 @@ def configure_nipype(config: Config) -> None:
         record.parent.mkdir(parents=True, exist_ok=True)
         nipype.config.set("monitoring", "summary_file", str(record))  # update_config passes this section over
     nipype.config.resource_monitor = config.resource_monitor
-    _set_log_level(LEVELS[min(config.verbose, 2)])
-
-
-def _set_log_level(level: int) -> None:
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(level)
-
-
-def _start_worker(folder: str, level: int, monitor: bool) -> None:
-    """Prepare a worker process: folder, silence, its resources on record, and no call home."""
-    os.environ["NIPYPE_NO_ET"] = "1"
-    os.chdir(folder)
-    nipype.config.resource_monitor = monitor
     warnings.simplefilter("ignore", HeaderWarning)  # told before the work began
-    _set_log_level(level)
-
-
-class WorkerPool(MultiProcPlugin):
-    """Nipype's MultiProc with fresh processes (none inherits threads or CUDA); survives a killed worker."""
-
-    pool: ProcessPoolExecutor
-
-    def __init__(self, plugin_args: dict) -> None:
-        super().__init__(plugin_args=plugin_args)
-        self.pool.shutdown()
-        self.pool = self._make_pool()
-
-    def _make_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            max_workers=self.processors,
-            initializer=_start_worker,
-            initargs=(self._cwd, self.plugin_args["log_level"], nipype.config.resource_monitor),
-            mp_context=multiprocessing.get_context("spawn"),
-        )
-
-    def _send_procs_to_workers(self, updatehash=False, graph=None):
-        """Send nodes to workers; where that fails (Nipype reads a node's inputs here too), the node fails alone."""
-        try:
-            super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
-        except Exception as error:
-            running = {jobid for _, jobid in self.pending_tasks}
-            stuck = [int(jobid) for jobid in np.flatnonzero(self.proc_pending) if jobid not in running]
-            if not stuck or str2bool(self._config["execution"]["stop_on_first_crash"]):
-                raise
-            lines = format_exception(error)
-            self._run_errors.append("".join(lines))
-            for jobid in stuck:
-                self._clean_queue(jobid, graph, result={"result": None, "traceback": lines})
-
-    def _submit_job(self, node, updatehash=False):
-        self._taskid += 1
-        try:
-            future = self.pool.submit(run_node, node, updatehash, self._taskid)
-        except BrokenProcessPool:  # a worker was killed: the other scans go on in new ones
-            self.pool = self._make_pool()
-            future = self.pool.submit(run_node, node, updatehash, self._taskid)
-        self._task_obj[self._taskid] = future
-        future.add_done_callback(partial(self._collect, self._taskid))
-        return self._taskid
-
-    def _collect(self, taskid, future):
-        """Take a node's result, or make one of the worker's death."""
-        if future.cancelled():
-            return
-        error = future.exception()
-        self._taskresult[taskid] = (
-            future.result()
-            if error is None
-            else {"result": None, "traceback": format_exception(error), "taskid": taskid}
-        )
+    set_log_level(LEVELS[min(config.verbose, 2)])
 
 
 def _make_runner(config: Config, arguments: dict) -> LinearPlugin | WorkerPool:
@@ -236,29 +161,8 @@ def _read_failures(crash_files: Sequence[Path], names: Sequence[str]) -> dict[st
     """Turn crash files into failures; the failure of a common node is that of every scan."""
     failures: dict[str, Failure] = {}
     for path in crash_files:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        match = re.match(r"Node: (\S+)", text)
-        parts = match[1].split(".") if match else []
-        failure = Failure(_find_cause(text), path)
+        crash = read_crash(path)
+        parts = crash.node.split(".")
         hit = [name for name in names if name in parts] or list(names)
-        failures = {name: failure for name in hit} | failures
+        failures = dict.fromkeys(hit, Failure(crash.cause, path)) | failures
     return failures
-
-
-def _find_cause(text: str) -> str:
-    """Find the message of the error that a traceback ends with.
-
-    Examples
-    --------
-    >>> _find_cause("Traceback:\\n\\tValueError: image.nii: not 3-D\\n\\n")
-    'image.nii: not 3-D'
-    """
-    found = [match for line in text.splitlines() if (match := CAUSE.match(line))]
-    if not found:
-        return "unknown error: see the crash file"
-    name, message = found[-1].groups()
-    if name == "BrokenProcessPool":
-        return "a worker process was killed, most likely for lack of memory: fewer --nprocs, or --low-mem"
-    if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:
-        return message
-    return f"{name}: {message}" if message else name

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Sequence
 
 from mmln_pipeline.bids_app.arguments import UsageError, parse_args
+from mmln_pipeline.bids_app.signals import say_stopped, stop_on_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +20,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0: all subjects done; 1: some failed; 2: wrong usage or input; 130: interrupted.
+        0: all subjects done; 1: some failed; 2: wrong usage or input; 130, 143, 129: interrupted, terminated, or
+        the terminal was closed.
     """
+    try:
+        with stop_on_signals():
+            return _run(argv)
+    except KeyboardInterrupt as stop:
+        return say_stopped(*stop.args)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run the BIDS App, and turn errors into one line and an exit code."""
     verbose = 0
     try:
         config = parse_args(argv)
@@ -42,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except SystemExit as done:  # argparse: --help, --version, or a wrong option
         return done.code if isinstance(done.code, int) else 0
-    except KeyboardInterrupt:
-        print("mmln-bids: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    except Exception as error:  # an error of a node's is told by its scan; this one has another cause
+        if verbose:
+            traceback.print_exc()
+        hint = "" if verbose else " (run again with -v for the traceback)"
+        cause = " ".join(str(error).split())
+        print(f"mmln-bids: error: unexpected {type(error).__name__}: {cause}{hint}", file=sys.stderr)
+        return 1

@@ -50,6 +50,7 @@ class RecordRegistration(SimpleInterface):
     output_spec = RecordOutputSpec
 
     def _run_interface(self, runtime):
+        from mmln_pipeline.machine.files import checksum
         from mmln_pipeline.scores.quality import judge
         from mmln_pipeline.space.placement import score_headers
 
@@ -61,6 +62,7 @@ class RecordRegistration(SimpleInterface):
         scores["seconds"] = self._seconds(measured.get("seconds") or {})
         if isdefined(self.inputs.sources):
             scores["headers"] = score_headers(self.inputs.sources)
+            scores["input_sha256"] = {name: checksum(Path(path)) for name, path in self.inputs.sources.items()}
             scores["qc"] = judge(scores)
         self._results.update(write_record(scores, Path(runtime.cwd)))
         return runtime

@@ -1,7 +1,8 @@
-"""Write files whole or not at all, so that an interrupted run never leaves half an output behind."""
+"""Files: written whole or not at all, known by their content, and why one cannot be read."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -90,3 +91,8 @@ def why_unreadable(path: str | os.PathLike[str]) -> str | None:
     if head.startswith(POINTERS):
         return f"only points to its content: `datalad get {path}` (git-annex) or `git lfs pull` brings it"
     return None if head else "is empty"
+
+
+def checksum(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -18,6 +18,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting import shown_scores
+from mmln_pipeline.reporting.crashes import read_crash
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, scan_ranges
 from mmln_pipeline.reporting.record import done_rows, machine_rows, read_records
 
@@ -247,9 +248,8 @@ def _describe_failure(error: str | Path) -> dict[str, str]:
     """Return the title and the text of an error."""
     if isinstance(error, str):
         return {"title": error.strip().splitlines()[0] if error.strip() else "Unknown error", "text": error}
-    from nireports.assembler.misc import read_crashfile
-
-    crash = read_crashfile(str(error))
-    text = crash["traceback"].strip()
-    cause = text.splitlines()[-1] if text else "no traceback"
-    return {"title": f"{crash.get('node', error.name)}: {cause}", "text": text}
+    try:
+        crash = read_crash(error)
+    except OSError as unreadable:
+        return {"title": f"{Path(error).name}: {unreadable.strerror}", "text": str(error)}
+    return {"title": f"{crash.node or Path(error).name}: {crash.cause}", "text": crash.traceback}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from datetime import date
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from mmln_pipeline.machine.files import atomic_path, write_text
+from mmln_pipeline.machine.files import atomic_path, checksum, write_text
 from mmln_pipeline.network.model import MMLN, NetworkConfig
 
 FOLDER = Path(__file__).parent
@@ -137,11 +136,6 @@ def silent_levels(model: MMLN) -> list[int]:
     """Return the levels, from 1, that add nothing, since their last convolution is still zero."""
     levels: Any = model.levels
     return [number for number, level in enumerate(levels, 1) if not level.head.weight.any()]
-
-
-def checksum(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_card(path: Path) -> dict[str, Any]:

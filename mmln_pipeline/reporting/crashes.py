@@ -1,0 +1,82 @@
+"""Nipype's crash files: which node failed, of what."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+CAUSE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Pool))(?:: (.*))?$")
+TRACEBACK = re.compile(r"^(?:Traceback \(most recent call last\):|concurrent\.futures\.)", re.MULTILINE)
+"""Where the traceback begins; that of a worker process that was killed has no first line."""
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What a crash file tells.
+
+    Attributes
+    ----------
+    node : str
+        Full name of the node, empty where the file names none.
+    cause : str
+        Why it failed, one line.
+    traceback : str
+        The traceback; all of the file where there is none.
+    """
+
+    node: str
+    cause: str
+    traceback: str
+
+
+def read_crash(path: str | Path) -> Crash:
+    """Read a crash file of Nipype's, in its format `txt`.
+
+    Parameters
+    ----------
+    path : path
+        The file; what is not UTF-8 in it is replaced.
+
+    Returns
+    -------
+    Crash
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    node = re.match(r"Node: (\S+)", text)
+    start = TRACEBACK.search(text)
+    return Crash(node[1] if node else "", find_cause(text), text[start.start() if start else 0 :].strip())
+
+
+def find_cause(text: str) -> str:
+    """Find the message of the error that a traceback ends with.
+
+    Parameters
+    ----------
+    text : str
+        The traceback.
+
+    Returns
+    -------
+    str
+        One line.
+
+    Examples
+    --------
+    >>> find_cause("Traceback:\\n\\tValueError: image.nii: not 3-D\\n\\n")
+    'image.nii: not 3-D'
+    """
+    found = [match for line in text.splitlines() if (match := CAUSE.match(line))]
+    if not found:
+        return "unknown error: see the crash file"
+    name, message = found[-1].groups()
+    if name == "BrokenProcessPool":
+        return "a worker process was killed, most likely for lack of memory: fewer --nprocs, or --low-mem"
+    if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:
+        return message
+    return f"{name}: {message}" if message else name

@@ -1,0 +1,199 @@
+"""Ends that come from outside: a worker or the whole run is killed, terminated or interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from nipype.interfaces.utility import Function
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.bids_app.execution import run_workflow
+from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.reporting.page import write_subject_report
+from mmln_pipeline.workflows import Scan
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from mmln_pipeline.bids_app import run
+
+def busy(folder, number):
+    import os, subprocess, time
+    from pathlib import Path
+    child = subprocess.Popen(["sleep", "600"])
+    Path(folder, f"new-{number}").write_text(f"{os.getpid()} {child.pid}")
+    os.replace(Path(folder, f"new-{number}"), Path(folder, f"pids-{number}"))
+    time.sleep(600)
+
+def work(argv):
+    from nipype.interfaces.utility import Function
+    from nipype.pipeline import engine as pe
+    from mmln_pipeline.bids_app.invocation import Config
+    from mmln_pipeline.bids_app.execution import run_workflow
+    folder = Path(argv[0])
+    workflow = pe.Workflow(name="busy_wf", base_dir=str(folder / "work"))
+    for number in range(2):
+        node = pe.Node(Function(function=busy, output_names=["out"]), name=f"busy{number}")
+        node.inputs.folder, node.inputs.number = str(folder), number
+        workflow.add_nodes([node])
+    run_workflow(workflow, Config(folder, folder / "out", nprocs=2, work_dir=folder / "work"), [])
+
+run._run = work
+if __name__ == "__main__":
+    sys.exit(run.main(sys.argv[1:]))
+"""
+
+
+def wait_until(is_true, seconds=60):
+    end = time.monotonic() + seconds
+    while not is_true() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert is_true()
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def busy_run(tmp_path):
+    """A run whose two workers are busy, each with a program that it started: the process, and the four others' ids."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    files = [tmp_path / f"pids-{number}" for number in range(2)]
+    wait_until(lambda: all(file.exists() for file in files))
+    yield process, [int(pid) for file in files for pid in file.read_text().split()]
+    process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGTERM, 143, "mmln-bids: terminated; the same command goes on from here\n"),
+        (signal.SIGHUP, 129, "mmln-bids: its terminal was closed; the same command goes on from here\n"),
+        (signal.SIGKILL, -9, None),
+    ],
+)
+def test_nothing_outlives_a_run(busy_run, number, code, words):
+    process, others = busy_run
+    assert all(map(is_running, others))
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=30)  # which ends when nobody holds the pipe any more
+    assert process.returncode == code and "Traceback" not in said
+    assert words is None or said == words  # killed, Python's tracker of resources may say what was left
+    wait_until(lambda: not any(map(is_running, others)), 10)
+
+
+def test_interrupt_shows_no_traceback(busy_run):
+    """Ctrl-C reaches every process of the terminal's group."""
+    process, others = busy_run
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "mmln-bids: interrupted; the same command goes on from here\n")
+    wait_until(lambda: not any(map(is_running, others)), 10)
+
+
+def test_interrupt_while_workers_start(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    wait_until(lambda: len(Path(children).read_text().split()) > 1)  # the tracker of resources is the first
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "mmln-bids: interrupted; the same command goes on from here\n")
+
+
+def test_busy_main_thread_is_ended():
+    """Native code that holds the main thread does not hold up the end."""
+    code = (
+        "import ctypes\nfrom mmln_pipeline.bids_app import run, signals\nsignals.GRACE_S = 0.2\n"
+        "def work(argv):\n    print('ready', flush=True)\n    mutex = ctypes.create_string_buffer(128)\n"
+        "    while True:\n        ctypes.CDLL(None).pthread_mutex_lock(mutex)\n"  # the second call never comes back
+        "run._run = work\nrun.main([])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert (process.returncode, said) == (143, "mmln-bids: terminated; the same command goes on from here\n")
+
+
+def test_ignored_signal_stays_ignored():
+    code = (
+        "import os, signal\nfrom mmln_pipeline.bids_app import run\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "run._run = lambda argv: os.kill(os.getpid(), signal.SIGHUP) or 0\n"
+        "raise SystemExit(run.main([]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ------------------------------------------------------------------------------------- one worker dies
+
+
+def die(path):
+    """End this process as the system does when memory runs out, once another one is at work."""
+    import os
+    import signal
+    import time
+    from pathlib import Path
+
+    while not Path(path).exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def live(path):
+    """Be at work while another process dies; count the attempts."""
+    import time
+    from pathlib import Path
+
+    with open(path, "a") as file:
+        file.write("x")
+    time.sleep(2)
+    return len(Path(path).read_text())
+
+
+def test_killed_worker_costs_its_own_scan(tmp_path):
+    """The other scan in flight is done, in one go; the next ones find workers; the page tells the cause."""
+    scans = [Scan(name, None, tmp_path / f"sub-{name}_T1w.nii.gz") for name in ("a", "b")]
+    workflow = pe.Workflow(name="two_wf", base_dir=str(tmp_path / "work"))
+    for scan, function in zip(scans, (die, live), strict=True):
+        inner = pe.Workflow(name=scan.workflow_name)
+        first = pe.Node(Function(function=function, output_names=["out"]), name="first")
+        first.inputs.path = str(tmp_path / "at_work")
+        second = pe.Node(Function(function=keep, output_names=["out"]), name="second")
+        inner.connect(first, "out", second, "value")
+        workflow.add_nodes([inner])
+    config = Config(tmp_path, tmp_path / "out", nprocs=2, work_dir=tmp_path / "work")
+    failures = run_workflow(workflow, config, scans)
+    assert list(failures) == ["sub-a"] and "killed" in failures["sub-a"].cause
+    assert (tmp_path / "at_work").read_text() == "x"
+    assert list((tmp_path / "work").rglob("sub_b_wf/second/result_second.pklz"))
+    page = write_subject_report(tmp_path / "out", "a", errors=[failures["sub-a"].crash_file])
+    assert "a worker process was killed" in page.read_text() and "BrokenProcessPool" in page.read_text()
+
+
+def keep(value):
+    """Pass a value on."""
+    return value
