@@ -143,10 +143,9 @@ def read_plugin(path: Path) -> dict:
     UsageError
         The file cannot be read, or names no plugin.
     """
-    text = path.read_text(encoding="utf-8")
     try:
-        content = _parse_settings(text, path.suffix.lower())
-    except ValueError as error:
+        content = _parse_settings(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
+    except (OSError, ValueError) as error:  # text that is not UTF-8 among them
         raise UsageError(f"--use-plugin {path}: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
         raise UsageError(f"--use-plugin {path}: expected plugin = NAME (and plugin_args)")

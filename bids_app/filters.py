@@ -17,6 +17,8 @@ BASE_FILTERS: dict[str, dict[str, Any]] = {
     "mask": {"suffix": "mask", "desc": "brain", "extension": IMAGES},
     "dseg": {"suffix": "dseg", "extension": IMAGES},
 }
+NO_ENTITIES = {"return_type", "target", "scope", "regex_search", "absolute_paths", "invalid_filters"}
+"""Arguments of `BIDSLayout.get` that are no filters."""
 WORDS: dict[Any, Query] = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query.NONE, "Query.ANY": Query.ANY}
 """What null and "*" stand for; fMRIPrep's files spell it out too."""
 
@@ -110,6 +112,9 @@ def read_filters(path: Path | None) -> Filters:
     given = {kind: entry for kind, entry in content.items() if kind in BASE_FILTERS}
     if not given:
         raise UsageError(f"{name}: expected one of {', '.join(BASE_FILTERS)}, found {', '.join(content) or 'nothing'}")
+    for kind, own in given.items():
+        for entry in sorted(set(own) & NO_ENTITIES):
+            raise UsageError(f'{name}: "{kind}": "{entry}": expected an entity, found an argument of PyBIDS')
     if given.get("t1w", {}).get("suffix", "T1w") != "T1w":
         raise UsageError(f'{name}: "t1w": "suffix": expected "T1w", found {json.dumps(given["t1w"]["suffix"])}')
     queries = {

@@ -271,8 +271,10 @@ def read_toml(path: Path) -> dict[str, object]:
     settings: dict[str, Any] = {}
     try:
         for section, values in toml.read_toml(path).items():
-            if section not in SECTIONS or not isinstance(values, dict):
+            if section not in SECTIONS:
                 raise ValueError(f"unknown section [{section}]; known: {', '.join(SECTIONS)}")
+            if not isinstance(values, dict):
+                raise ValueError(f"{section}: expected a section, [{section}], found {values!r}")
             holder = make_dataclass("Section", [(name, types[name], field(default=None)) for name in SECTIONS[section]])
             table = toml.to_dataclass(holder, values, f"[{section}]")
             settings |= {name: getattr(table, name) for name in values}

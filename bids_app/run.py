@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from mmln_pipeline.bids_app.arguments import UsageError, parse_args
 from mmln_pipeline.bids_app.signals import say_stopped, stop_on_signals
+from mmln_pipeline.machine.home import ensure_home
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: all subjects done; 1: some failed; 2: wrong usage or input; 130, 143, 129: interrupted, terminated, or
         the terminal was closed.
     """
+    ensure_home()
     try:
         with stop_on_signals():
             return _run(argv)

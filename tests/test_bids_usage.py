@@ -1,5 +1,7 @@
 """Wrong usage and settings of the BIDS App: one line, exit code 2, and nothing written; settings as TOML."""
 
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from tiny_bids import describe, list_files, one_error, write_image
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
+from mmln_pipeline.machine.home import ensure_home
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import MAX_SEED
 
@@ -61,6 +64,7 @@ def test_wrong_usage(command, tmp_path, capsys, monkeypatch, options, words):
     [
         ("no = [toml", "not valid TOML"),
         ("[who]\nx = 1", "unknown section [who]"),
+        ("how = 3", "how: expected a section, [how], found 3"),
         ("[how]\nmodle = 'mmln'", "[how]: unknown key 'modle'; known are bias_correction,"),
         ("[how]\nbias_correction = 'no'", "expected true or false"),
         ("[how]\nskull_strip = 'bet'", "skull_strip: expected auto, skip, synthstrip or atlas, found 'bet'"),
@@ -72,6 +76,30 @@ def test_wrong_config_file(place, tmp_path, capsys, content, words):
     path.write_text(content)
     assert main([str(place / "raw"), str(tmp_path / "out"), "participant", "--config-file", str(path)]) == 2
     assert words in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "content", "words"),
+    [
+        ("--use-plugin", "p.toml", b'plugin = "\xe9"', "p.toml: 'utf-8' codec"),
+        ("--config-file", "c.toml", b'[how]\nmodel = "\xe9"', "c.toml: not valid TOML"),
+        ("--bids-filter-file", "f.json", b'{"t1w": {"return_type": "file"}}', '"return_type": expected an entity'),
+    ],
+)
+def test_odd_settings_files_end_in_a_line(command, tmp_path, capsys, option, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    assert command(option, str(tmp_path / name), "--dry-run") == 2
+    assert words in one_error(capsys)
+
+
+def test_an_account_without_a_home(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setenv("HOME", "")
+    ensure_home()
+    assert os.environ["HOME"] == tempfile.gettempdir()
 
 
 @pytest.mark.parametrize("inside", ["", "sub-01", "out", "derivatives"])

@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         input, 130 interrupted.
     """
     from mmln_pipeline.cli.parser import build_parser
+    from mmln_pipeline.machine.home import ensure_home
     from mmln_pipeline.registration.result import TopologyError
 
+    ensure_home()
     options = build_parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
