@@ -9,7 +9,7 @@ import psutil
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, read_toml
-from mmln_pipeline.cli.options import add_options
+from mmln_pipeline.cli.option_arguments import add_options
 
 PATHS = (
     "bids_dir",

@@ -213,7 +213,7 @@ def other_value(item):
     """A value that the setting does not have by itself."""
     if item.name == "refine":
         return 5
-    if find_option(Config, item.name).is_checked and find_option(Config, item.name).words:
+    if find_option(Config, item.name).has_only_words:
         return find_option(Config, item.name).words[-1]
     known = {
         bool: True,

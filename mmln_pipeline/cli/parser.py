@@ -7,7 +7,7 @@ from typing import Any
 
 from mmln_pipeline import __version__
 from mmln_pipeline.cli import commands
-from mmln_pipeline.cli.options import add_options, reader
+from mmln_pipeline.cli.option_arguments import add_options, reader
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.space.interpolation import INTERPOLATIONS
 
