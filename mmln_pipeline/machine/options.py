@@ -126,8 +126,10 @@ def find_option(holder: type, name: str) -> Option:
     return find_field(holder, name).metadata["option"]
 
 
-def check_option(holder: type, name: str, value: Any) -> None:
+def check_option(holder: type, name: str, value: Any, shown: str = "") -> None:
     """Check a value of a field that was made by :func:`option`; None may stand where it is the default.
+
+    Its name is given by `shown` where users know another.
 
     Raises
     ------
@@ -137,7 +139,7 @@ def check_option(holder: type, name: str, value: Any) -> None:
     item = find_field(holder, name)
     found: Option | None = item.metadata.get("option")
     if found and not found.accepts(value) and not (value is None and item.default is None):
-        raise ValueError(f"{name}: expected {found.expected}, found {value!r}")
+        raise ValueError(f"{shown or name}: expected {found.expected}, found {value!r}")
 
 
 def check_options(settings: Any) -> None:
