@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 
 from mmln_pipeline import __version__
-from mmln_pipeline.bids_app.invocation import SECTIONS, Config, read_toml
-from mmln_pipeline.cli.options import add_options
+from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_path, read_toml
+from mmln_pipeline.cli.option_arguments import add_options, reader
 
 PATHS = (
     "bids_dir",
@@ -54,8 +54,10 @@ def build_parser() -> argparse.ArgumentParser:
         "  mmln-bids /data/raw /data/derivatives/mmln group\n\n"
         "exit codes: 0 all subjects done, 1 some failed, 2 wrong usage or input",
     )
-    parser.add_argument("bids_dir", type=Path, metavar="BIDS_DIR", help="root of the raw BIDS dataset")
-    parser.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="root of the derivative dataset")
+    parser.add_argument("bids_dir", type=reader(parse_path), metavar="BIDS_DIR", help="root of the raw BIDS dataset")
+    parser.add_argument(
+        "output_dir", type=reader(parse_path), metavar="OUTPUT_DIR", help="root of the derivative dataset"
+    )
     add_options(parser, Config, "analysis_level")
     for title, names in {
         "what to register": SECTIONS["what"],
@@ -65,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     }.items():
         group = parser.add_argument_group(title)
         add_options(group, Config, *names)
-    group.add_argument("--config-file", type=Path, metavar="TOML", help="settings, as written to logs/mmln-bids.toml")
+    group.add_argument(
+        "--config-file", type=reader(parse_path), metavar="TOML", help="settings, as written to logs/mmln-bids.toml"
+    )
     group.add_argument("--version", action="version", version=f"mmln-bids {__version__}")
     return parser
 

@@ -10,7 +10,15 @@ import tomli_w
 
 from mmln_pipeline.linear.choices import REFERENCES, SKULL_STRIP
 from mmln_pipeline.machine import toml
-from mmln_pipeline.machine.options import Option, check_options, find_field, find_option, option, same_option
+from mmln_pipeline.machine.options import (
+    Option,
+    check_option,
+    check_options,
+    find_field,
+    find_option,
+    option,
+    same_option,
+)
 from mmln_pipeline.registration.settings import Settings
 
 SECTIONS = {
@@ -75,6 +83,13 @@ def parse_memory(text: str) -> float:
     return float(match[1]) * UNITS_GB[match[2].lower()]
 
 
+def parse_path(text: str) -> Path:
+    """Read a path; empty text, such as an unset variable of a shell, would be the current folder."""
+    if not text:
+        raise ValueError("expected a path, found ''")
+    return Path(text)
+
+
 def parse_dataset(text: str) -> tuple[str, Path]:
     """Read NAME=PATH; the name defaults to the folder's."""
     name, separator, path = text.partition("=")
@@ -83,7 +98,7 @@ def parse_dataset(text: str) -> tuple[str, Path]:
     name = re.sub(r"[^0-9A-Za-z_-]", "", name)
     if not name or name == "raw":
         raise ValueError(f"expected NAME=PATH (NAME not 'raw'), found {text!r}")
-    if not Path(path).is_dir():
+    if not path or not Path(path).is_dir():
         raise ValueError(f"expected a folder, found {path!r}")
     return name, Path(path).resolve()
 
@@ -117,7 +132,7 @@ class Config:
     bids_filter_file: Path | None = option(
         None,
         metavar="FILE",
-        read=Path,
+        read=parse_path,
         help='JSON of PyBIDS filters for "t1w", "mask" and "dseg"; null: entity absent, "*": present',
     )
     derivatives: Mapping[str, Path] = field(
@@ -140,7 +155,7 @@ class Config:
         " in any case",
     )
     bids_database_dir: Path | None = option(
-        None, metavar="DIR", read=Path, help="folder of PyBIDS's index, made if absent"
+        None, metavar="DIR", read=parse_path, help="folder of PyBIDS's index, made if absent"
     )
     skip_bids_validation: bool = option(False, help="do not check the description and the file names")
     template: str = option(
@@ -155,13 +170,13 @@ class Config:
     template_mask: Path | None = option(
         None,
         metavar="PATH",
-        read=Path,
+        read=parse_path,
         help="brain mask on the template's grid (default: the tpl-X_desc-brain_mask beside a tpl-X_T1w)",
     )
     template_dseg: Path | None = option(
         None,
         metavar="PATH",
-        read=Path,
+        read=parse_path,
         help="labels on the template's grid, brought to each subject; named by the dseg.tsv beside them",
     )
     skull_strip: str = option(
@@ -194,17 +209,17 @@ class Config:
     nprocs: int = option(1, lowest=1, metavar="N", help="processors in all (default: those available)")
     omp_nthreads: int = option(1, lowest=1, metavar="N", help="threads of one step (default: nprocs, at most 8)")
     mem_gb: float = option(
-        16.0, flags=("--mem",), metavar="16GB", read=parse_memory, help="memory (default: 90%% of it)"
+        16.0, flags=("--mem",), above=0.0, metavar="16GB", read=parse_memory, help="memory (default: 90%% of it)"
     )
     device: str = same_option(Settings, "device")
     use_plugin: Path | None = option(
-        None, metavar="FILE", read=Path, help="Nipype's plugin and plugin_args as TOML, JSON or YAML"
+        None, metavar="FILE", read=parse_path, help="Nipype's plugin and plugin_args as TOML, JSON or YAML"
     )
     low_mem: bool = option(False, help="hold one network in memory at a time")
     work_dir: Path = option(
         Path("work"),
         metavar="DIR",
-        read=Path,
+        read=parse_path,
         help="intermediate results; resumed from (default: ./work)",
         flags=("-w", "--work-dir"),
     )
@@ -225,8 +240,6 @@ class Config:
 
     def __post_init__(self) -> None:
         check_options(self)
-        if self.mem_gb <= 0:
-            raise ValueError(f"mem_gb: expected more than 0, found {self.mem_gb}")
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
 
@@ -277,7 +290,9 @@ def read_toml(path: Path) -> dict[str, object]:
                 raise ValueError(f"{section}: expected a section, [{section}], found {values!r}")
             holder = make_dataclass("Section", [(name, types[name], field(default=None)) for name in SECTIONS[section]])
             table = toml.to_dataclass(holder, values, f"[{section}]")
-            settings |= {name: getattr(table, name) for name in values}
+            for name in values:
+                settings[name] = getattr(table, name)
+                check_option(Config, name, settings[name], f"[{section}].{name}")
     except ValueError as error:
         raise ValueError(f"--config-file {path}: {error}") from error
     return settings

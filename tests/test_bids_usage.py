@@ -47,6 +47,9 @@ pytestmark = pytest.mark.usefixtures("tiny_grid")
         (["-d", "labels=/no/such/folder"], "/no/such/folder"),
         (["--bids-filter-file", "/no/filter.json"], "--bids-filter-file /no/filter.json: no such file"),
         (["--config-file", "/no/config.toml"], "--config-file /no/config.toml: no such file"),
+        (["--config-file", ""], "--config-file: expected a path, found ''"),
+        (["--template-mask", ""], "--template-mask: expected a path, found ''"),
+        (["-d", "labels="], "expected a folder, found ''"),
         (["--use-plugin", "/no/plugin.toml"], "--use-plugin /no/plugin.toml: no such file"),
         (["--no-such-option"], "--no-such-option"),
     ],
@@ -69,6 +72,16 @@ def test_wrong_usage(command, tmp_path, capsys, monkeypatch, options, words):
         ("[how]\nbias_correction = 'no'", "expected true or false"),
         ("[how]\nskull_strip = 'bet'", "skull_strip: expected auto, skip, synthstrip or atlas, found 'bet'"),
         ("[machine]\nnprocs = -2", "nprocs: expected a whole number from 1, found -2"),
+        ("[machine]\nnprocs = true", "config.toml: [machine].nprocs: expected a whole number, found True"),
+        ("[machine]\nmem_gb = true", "[machine].mem_gb: expected a number, found True"),
+        ("[machine]\nmem_gb = nan", "config.toml: [machine].mem_gb: expected a number above 0, found nan"),
+        ("[machine]\nmem_gb = inf", "mem_gb: expected a number above 0, found inf"),
+        ("[machine]\nmem_gb = 0", "mem_gb: expected a number above 0, found 0"),
+        ("[how]\nrefine = true", "[how].refine: expected text or a whole number, found True"),
+        ("[how]\ntemplate_mask = ''", "[how].template_mask: expected a path, found ''"),
+        ("[what]\nparticipant_label = '01'", "[what].participant_label: expected a list of text, found '01'"),
+        ("[what]\nparticipant_label = [1]", "[what].participant_label: expected a list of text, found [1]"),
+        ("[what]\nderivatives = {a = 3}", "[what].derivatives: expected a table of paths, found {'a': 3}"),
     ],
 )
 def test_wrong_config_file(place, tmp_path, capsys, content, words):
@@ -241,7 +254,7 @@ def other_value(item):
     """A value that the setting does not have by itself."""
     if item.name == "refine":
         return 5
-    if find_option(Config, item.name).is_checked and find_option(Config, item.name).words:
+    if find_option(Config, item.name).has_only_words:
         return find_option(Config, item.name).words[-1]
     known = {
         bool: True,

@@ -3,18 +3,23 @@
 import argparse
 import ast
 from dataclasses import FrozenInstanceError, dataclass, fields
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mmln_pipeline.bids_app import arguments
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.cli.options import add_options
+from mmln_pipeline.cli.option_arguments import add_options
 from mmln_pipeline.cli.parser import build_parser
 from mmln_pipeline.interfaces import AffineInit, MMLNRegistration
 from mmln_pipeline.machine.options import check_options, find_option, option
+from mmln_pipeline.registration.pair import read_start
 from mmln_pipeline.registration.settings import MAX_SEED, Settings
 from mmln_pipeline.space.interpolation import INTERPOLATIONS
+from mmln_pipeline.workflows import init_registration_wf
+from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("mmln_pipeline", "workflows", "bids_app") for path in (ROOT / folder).rglob("*.py")]
@@ -26,19 +31,25 @@ def list_choices():
     return sorted({found.words for found in options if len(found.words) > 1} | {INTERPOLATIONS})
 
 
-def spelled(words):
-    """Where these words, all but one at least, stand in one sequence or call, or as a set in a docstring."""
-    found, enough = set(), max(2, len(words) - 1)
+@cache
+def find_texts():
+    """The texts of the sources: each file, the texts of one sequence or call, and a text by itself."""
+    found = []
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             items = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else []
             items = node.args if isinstance(node, ast.Call) else items
-            texts = [item.value for item in items if isinstance(item, ast.Constant)]
-            listed = len(set(words) & {text for text in texts if isinstance(text, str)}) >= enough
+            texts = {item.value for item in items if isinstance(item, ast.Constant) and isinstance(item.value, str)}
             text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-            if listed or f'{{"{words[0]}", "{words[1]}"' in text:
-                found.add(path.relative_to(ROOT).as_posix())
+            if texts or text:
+                found.append((path.relative_to(ROOT).as_posix(), texts, text))
     return found
+
+
+def spelled(words):
+    """Where these words, all but one at least, stand in one sequence or call, or as a set in a docstring."""
+    enough, start = max(2, len(words) - 1), f'{{"{words[0]}", "{words[1]}"'
+    return {file for file, texts, text in find_texts() if len(texts & set(words)) >= enough or start in text}
 
 
 @pytest.mark.parametrize("words", list_choices(), ids=", ".join)
@@ -112,3 +123,44 @@ def test_any_dataclass_makes_arguments(capsys):
     with pytest.raises(ValueError, match="shape: expected round or square, found 'flat'"):
         check_options(Cake(shape="flat"))
     assert find_option(Cake, "shape").words == ("round", "square")
+
+
+# ------------------------------------------------------------------------------------- what slips past
+
+
+@pytest.mark.parametrize(
+    "given", [{"init": None}, {"init": [1, 2]}, {"init": 3}, {"model": 5}, {"device": None}, {"topology": None}]
+)
+def test_a_value_of_another_type_is_refused(given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))}: expected .*, found"):
+        Settings(**given)
+
+
+def test_whole_numbers_of_numpy_are_whole_numbers():
+    chosen = Settings(refine=np.int64(3), threads=np.int32(2), random_seed=np.uint8(7))
+    assert chosen == Settings(refine=3, threads=2, random_seed=7)
+    assert {type(value) for value in (chosen.refine, chosen.threads, chosen.random_seed)} == {int}
+    with pytest.raises(ValueError, match="refine: expected"):
+        Settings(refine=np.int64(-1))
+
+
+def test_a_matrix_is_a_start():
+    matrix = np.diag([1.0, 1.0, 1.0, 1.0])
+    assert Settings(init=matrix).init is matrix and Settings(init=matrix).init_name == "matrix"
+    with pytest.raises(ValueError, match="init: expected a finite 4 x 4 matrix"):
+        read_start(np.eye(3))
+
+
+@pytest.mark.parametrize(("name", "instead"), [("init", "affine_xfm"), ("threads", "omp_nthreads")])
+def test_a_workflow_ignores_no_setting(name, instead):
+    with pytest.raises(TypeError, match=f"{name}: .*{instead}"):
+        init_registration_wf(**{name: getattr(Settings(), name)})
+
+
+def test_a_workflow_takes_settings_by_name():
+    registration = init_registration_wf(topology="off", refine=0).get_node("registration").inputs
+    assert (registration.topology, registration.refine, registration.device) == ("off", 0, "cpu")
+    with pytest.raises(TypeError, match="topolgy"):
+        init_registration_wf(topolgy="off")
+    with pytest.raises(ValueError, match=r"affine: expected affine, rigid or identity, found '/tmp/start\.mat'"):
+        init_alignment_wf(affine="/tmp/start.mat")

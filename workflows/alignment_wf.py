@@ -4,6 +4,8 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import AffineInit
+from mmln_pipeline.machine.options import find_option
+from mmln_pipeline.registration.settings import Settings
 
 
 def init_alignment_wf(
@@ -49,8 +51,16 @@ def init_alignment_wf(
         ITK affine, template world to T1w world (mm).
     seconds_affine
         Duration of the alignment, s.
+
+    Raises
+    ------
+    ValueError
+        If `affine` is no such word.
     """
     workflow = pe.Workflow(name=name)
+    words = find_option(Settings, "init").words
+    if affine not in words:
+        raise ValueError(f"affine: expected {', '.join(words[:-1])} or {words[-1]}, found {affine!r}")
     workflow.__desc__ = _describe(affine)
     inputs = ["t1w_preproc", "t1w_mask", "template", "template_mask"] + ["t1w_lesion"] * has_lesion
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")

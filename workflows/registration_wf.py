@@ -6,7 +6,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import ApplyMMLNTransform, MMLNRegistration
-from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.registration.settings import Settings, refuse
 
 
 def init_registration_wf(
@@ -44,7 +44,8 @@ def init_registration_wf(
         Name of the workflow.
     **settings
         Fields of `mmln_pipeline.registration.settings.Settings`: `model`, `refine`, `topology`, `device` (here "cpu" by
-        default; "auto" is not resolved), `random_seed`.
+        default; "auto" is not resolved), `random_seed`. The input `affine_xfm` stands for `init`, and `omp_nthreads`
+        for `threads`.
 
     Inputs
     ------
@@ -90,6 +91,7 @@ def init_registration_wf(
     metrics
         Scores and timings of the registration as JSON.
     """
+    refuse(settings, init="the input affine_xfm", threads="omp_nthreads")
     workflow = pe.Workflow(name=name)
     chosen = Settings(**{"device": "cpu"} | settings)
     workflow.__desc__ = _describe(chosen, model_sha256)

@@ -58,7 +58,8 @@ def init_single_subject_wf(
     name : str or None, default None
         Name of the workflow (default: made of the scan's entities).
     **settings
-        Fields of `mmln_pipeline.registration.settings.Settings`; `init` is one of its words.
+        Fields of `mmln_pipeline.registration.settings.Settings`; `init` is one of its words, `omp_nthreads` stands for
+        `threads`.
 
     Inputs
     ------

@@ -55,7 +55,8 @@ def init_template_wf(
     name : str, default "template_wf"
         Name of the workflow.
     **settings
-        Fields of `mmln_pipeline.registration.settings.Settings`; `init` is one of its words.
+        Fields of `mmln_pipeline.registration.settings.Settings`; `init` is one of its words, `omp_nthreads` stands for
+        `threads`.
 
     Inputs
     ------
@@ -117,7 +118,7 @@ def init_template_wf(
         compare_labels=target.compare_labels and has_dseg and bool(atlas),
         omp_nthreads=omp_nthreads,
         mem_gb=mem_gb,
-        **settings,
+        **{key: value for key, value in settings.items() if key != "init"},
     )
     evaluation_wf = init_evaluation_wf(
         has_atlas=bool(atlas),

@@ -7,7 +7,8 @@ from typing import Any
 
 from mmln_pipeline import __version__
 from mmln_pipeline.cli import commands
-from mmln_pipeline.cli.options import add_options, reader
+from mmln_pipeline.cli.option_arguments import add_options, reader
+from mmln_pipeline.machine.options import Option
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.space.interpolation import INTERPOLATIONS
 
@@ -108,7 +109,10 @@ def _add_train(subparsers: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG.toml", help="data, network, losses and steps")
     parser.add_argument(
-        "--minutes", type=reader(_positive_number), metavar="N", help="stop after N minutes; the next call goes on"
+        "--minutes",
+        type=reader(Option(help="", above=0.0).parse),
+        metavar="N",
+        help="stop after N minutes; the next call goes on",
     )
     add_options(parser, Settings, "device")
 
@@ -149,13 +153,3 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
         "structures28:freesurfer, neuromorphometrics (default: all labels present)",
     )
     parser.add_argument("--fixed-mask", metavar="MASK", help="brain mask on the fixed image's grid")
-
-
-def _positive_number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise ValueError(f"expected a number above 0, found '{text}'")
-    return number

@@ -6,8 +6,12 @@ the documentation read them from there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -25,8 +29,12 @@ class Option:
         Words that are values.
     lowest, highest : int, optional
         Whole numbers from and to these are values too.
+    above : float, optional
+        Numbers above this, but not infinity, are values too.
     free : bool
         Whether any other text is a value (a name or a path), which somebody else checks.
+    array : bool
+        Whether an array is a value too, which somebody else checks.
     flags : tuple of str
         How it is called on a command line; by default ``--`` and its name with dashes.
     read : callable, optional
@@ -40,15 +48,18 @@ class Option:
     words: tuple[str, ...] = ()
     lowest: int | None = None
     highest: int | None = None
+    above: float | None = None
     free: bool = False
+    array: bool = False
     flags: tuple[str, ...] = ()
     read: Callable[[str], Any] | None = None
     command: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def is_checked(self) -> bool:
-        """Whether it is known here what is a value."""
-        return bool(self.words or self.lowest is not None) and not self.free
+    def has_only_words(self) -> bool:
+        """Whether every value is one of a few words."""
+        has_numbers = self.lowest is not None or self.above is not None
+        return bool(self.words) and not (self.free or self.array or has_numbers)
 
     @property
     def expected(self) -> str:
@@ -62,13 +73,20 @@ class Option:
         parts = list(self.words)
         if self.lowest is not None:
             parts.append(f"a whole number from {self.lowest}" + ("" if self.highest is None else f" to {self.highest}"))
+        parts += [f"a number above {self.above:g}"] if self.above is not None else []
+        parts += ["other text" if parts else "text"] * self.free + ["an array"] * self.array
         return " or ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
     def accepts(self, value: Any) -> bool:
         """Tell whether something is a value."""
-        if isinstance(value, int) and not isinstance(value, bool) and self.lowest is not None:
+        if isinstance(value, str):
+            return self.free or value in self.words or not self.expected
+        if isinstance(value, Integral) and not isinstance(value, bool) and self.lowest is not None:
             return self.lowest <= value and (self.highest is None or value <= self.highest)
-        return not self.is_checked or (isinstance(value, str) and value in self.words)
+        if isinstance(value, Real) and not isinstance(value, bool) and self.above is not None:
+            return self.above < value < math.inf
+        is_other = (self.free and isinstance(value, Path)) or (self.array and hasattr(value, "__array__"))
+        return is_other or not self.expected
 
     def parse(self, text: str) -> Any:
         """Read a value from text.
@@ -78,7 +96,10 @@ class Option:
         ValueError
             If the text is no value.
         """
-        value = int(text) if self.lowest is not None and text.isdecimal() else text
+        value: Any = int(text) if self.lowest is not None and text.isdecimal() else text
+        if self.above is not None:
+            with suppress(ValueError):
+                value = float(text)
         if not self.accepts(value):
             raise ValueError(f"expected {self.expected}, found {text!r}")
         return value
@@ -105,17 +126,32 @@ def find_option(holder: type, name: str) -> Option:
     return find_field(holder, name).metadata["option"]
 
 
-def check_options(settings: Any) -> None:
-    """Check every field of a dataclass that was made by :func:`option`; None may stand where it is the default.
+def check_option(holder: type, name: str, value: Any, shown: str = "") -> None:
+    """Check a value of a field that was made by :func:`option`; None may stand where it is the default.
+
+    Its name is given by `shown` where users know another.
 
     Raises
     ------
     ValueError
-        If a value is none of those that its option takes: name, what was expected and what was found.
+        If the option does not take it: name, what was expected and what was found.
+    """
+    item = find_field(holder, name)
+    found: Option | None = item.metadata.get("option")
+    if found and not found.accepts(value) and not (value is None and item.default is None):
+        raise ValueError(f"{shown or name}: expected {found.expected}, found {value!r}")
+
+
+def check_options(settings: Any) -> None:
+    """Check every field of a frozen dataclass, and make whole numbers of NumPy Python's own.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_option`.
     """
     for item in fields(settings):
         value = getattr(settings, item.name)
-        if "option" not in item.metadata or (value is None and item.default is None):
-            continue
-        if not item.metadata["option"].accepts(value):
-            raise ValueError(f"{item.name}: expected {item.metadata['option'].expected}, found {value!r}")
+        check_option(type(settings), item.name, value)
+        if isinstance(value, Integral) and not isinstance(value, int):
+            object.__setattr__(settings, item.name, int(value))

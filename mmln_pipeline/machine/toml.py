@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import dacite
 
@@ -16,11 +16,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-WORDS: dict[Any, str] = {
-    **{bool: "true or false", int: "a whole number", float: "a number"},
-    **{str: "text", Path: "text", tuple: "a list", Mapping: "a table"},
+WORDS: dict[Any, tuple[str, str]] = {
+    **{bool: ("true or false", "truths"), int: ("a whole number", "whole numbers"), float: ("a number", "numbers")},
+    **{str: ("text", "text"), Path: ("a path", "paths")},
 }
-"""Types, in the words of TOML."""
+"""Types in the words of TOML: one, and several."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -83,10 +83,11 @@ def to_dataclass(kind: type, table: Mapping[str, Any], where: str = "") -> Any:
     if unknown:
         raise ValueError(f"{where or 'top level'}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
     try:
-        return dacite.from_dict(kind, _with_tuples(table), dacite.Config(type_hooks={Path: _to_path}))
-    except dacite.WrongTypeError as error:
-        name = ".".join(filter(None, [where, error.field_path]))
-        raise ValueError(f"{name}: expected {_describe(error.field_type)}, found {error.value!r}") from error
+        return dacite.from_dict(kind, _with_tuples(table), dacite.Config(type_hooks=HOOKS))
+    except dacite.WrongTypeError as error:  # its own value may be what became of ours
+        key = str(error.field_path).partition(".")[0]
+        name, expected = ".".join(filter(None, [where, key])), _describe(get_type_hints(kind)[key])
+        raise ValueError(f"{name}: expected {expected}, found {table[key]!r}") from error
     except dacite.MissingValueError as error:
         raise ValueError(f"{where or 'top level'}: expected the key {error.field_path!r}, found none") from error
 
@@ -99,16 +100,36 @@ def _with_tuples(value: Any) -> Any:
 
 
 def _to_path(value: Any) -> Any:
+    if value == "":  # would be the current folder
+        raise dacite.WrongTypeError(Path, value)
     return Path(value) if isinstance(value, str) else value
 
 
-def _describe(kind: Any) -> str:
+def _to_number(value: Any) -> Any:
+    if isinstance(value, bool):  # for Python, true is 1
+        raise dacite.WrongTypeError(float, value)
+    return value
+
+
+HOOKS: dict[Any, Callable[[Any], Any]] = {Path: _to_path, int: _to_number, float: _to_number}
+
+
+def _describe(kind: Any, several: bool = False) -> str:
     """Say what a type is in the words of TOML.
 
     Examples
     --------
     >>> _describe(bool), _describe(tuple[str, ...]), _describe(int | str), _describe(Path | None)
-    ('true or false', 'a list', 'a whole number or text', 'text')
+    ('true or false', 'a list of text', 'a whole number or text', 'a path')
+    >>> _describe(tuple[int, int, int]), _describe(Mapping[str, Path])
+    ('a list of 3 whole numbers', 'a table of paths')
     """
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return " or ".join(dict.fromkeys(WORDS[get_origin(part) or part] for part in parts if part is not type(None)))
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(part) for part in parts if part is not type(None))
+    if origin is tuple:
+        count = "" if parts[-1] is ... else f"{len(parts)} "
+        return f"a list of {count}{_describe(parts[0], several=True)}"
+    if origin is Mapping:
+        return f"a table of {_describe(parts[1], several=True)}"
+    return WORDS[kind][several] if kind in WORDS else "a table"

@@ -118,10 +118,11 @@ def read_start(init: str | Path | NDArray[np.float64]) -> NDArray[np.float64] | 
     FileNotFoundError
         If `init` is neither a known word nor a file.
     """
-    if isinstance(init, np.ndarray):
-        if init.shape != (4, 4) or not np.isfinite(init).all():
-            raise ValueError(f"init: expected a finite 4 x 4 matrix, found shape {init.shape}.")
-        return init.astype(np.float64)
+    if not isinstance(init, str | Path):
+        matrix = np.array(init, np.float64)
+        if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+            raise ValueError(f"init: expected a finite 4 x 4 matrix, found shape {matrix.shape}.")
+        return matrix
     option = find_option(Settings, "init")
     if init in option.words:
         return np.eye(4) if init == "identity" else None

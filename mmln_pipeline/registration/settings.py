@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mmln_pipeline.linear.choices import AFFINES
 from mmln_pipeline.machine.options import check_options, option
@@ -50,6 +51,7 @@ class Settings:
         AFFINES[0],
         words=(*AFFINES, "identity"),
         free=True,
+        array=True,
         metavar="affine|rigid|identity|XFM",
         help="linear start: estimate one, take the images as aligned (identity), or an ITK affine file",
     )
@@ -81,3 +83,22 @@ class Settings:
     def init_name(self) -> str:
         """The start as text: the word or path given, or "matrix"."""
         return str(self.init) if isinstance(self.init, str | Path) else "matrix"
+
+
+def refuse(given: Mapping[str, Any], **instead: str) -> None:
+    """Refuse settings that would go unheeded.
+
+    Parameters
+    ----------
+    given : mapping
+        Settings by name.
+    **instead : str
+        What to give in the place of a setting, by its name.
+
+    Raises
+    ------
+    TypeError
+        If one of these settings is given.
+    """
+    for name in instead.keys() & given:
+        raise TypeError(f"{name}: not taken here; give {instead[name]}")

@@ -32,7 +32,7 @@ def add_options(parser: Any, holder: type, *names: str) -> None:
             arguments["default"] = item.default
         if isinstance(item.default, bool):
             arguments["action"] = "store_false" if item.default else "store_true"
-        elif option.is_checked and option.lowest is None:
+        elif option.has_only_words:
             arguments["choices"] = option.words
         else:
             arguments |= {"type": reader(option.read or option.parse), "metavar": option.metavar}
