@@ -1,6 +1,7 @@
 """Checks of a run's settings before any work, and what they find out: templates, weights, device."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,9 @@ def check_paths(config: Config) -> None:
     for name, path in (("OUTPUT_DIR", config.output_dir), ("--work-dir", config.work_dir)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{name} {path}: expected a folder, found a file")
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not config.dry_run and not os.access(there, os.W_OK):
+            raise UsageError(f"{name} {path}: {there} cannot be written to: choose another folder")
         if path.is_relative_to(config.bids_dir) and derivatives not in path.parents:
             raise UsageError(
                 f"{name} {path}: lies in the raw dataset {config.bids_dir}: choose a folder outside it"

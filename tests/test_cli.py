@@ -230,3 +230,31 @@ def test_train_hands_its_options_on(monkeypatch, capsys, tmp_path):
     config.write_text("")
     assert main(["train", str(config), "--minutes", "1.5", "--device", "cpu"]) == 0
     assert calls == [((str(config),), {"minutes": 1.5, "device": "cpu", "resume": True})]
+
+
+def test_apply_keeps_its_own_input(tmp_path, capsys):
+    brain = nib.Nifti1Image(np.ones((5, 6, 7), np.float32), np.eye(4))
+    nib.save(brain, tmp_path / "a.nii")
+    save_affine(np.eye(4), tmp_path / "x.mat")
+    before = (tmp_path / "a.nii").read_bytes()
+    options = ["--transform", str(tmp_path / "x.mat"), "--reference", str(tmp_path / "a.nii")]
+    assert main(["apply", *options, "--output", str(tmp_path / "." / "a.nii"), str(tmp_path / "a.nii")]) == 2
+    assert "is the input itself" in error_line(capsys) and (tmp_path / "a.nii").read_bytes() == before
+
+
+@pytest.mark.parametrize(("interpolation", "warned"), [("linear", True), ("label", False)])
+def test_apply_warns_of_labels_that_it_would_mix(tmp_path, capsys, interpolation, warned):
+    labels = np.zeros((8, 9, 10), np.int16)
+    labels[2:6, 2:6, 2:6] = 17
+    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "a.nii")
+    save_affine(np.eye(4), tmp_path / "x.mat")
+    options = ["--transform", str(tmp_path / "x.mat"), "--reference", str(tmp_path / "a.nii")]
+    options += ["--output", str(tmp_path / "o.nii"), "--interpolation", interpolation, str(tmp_path / "a.nii")]
+    assert main(["apply", *options]) == 0
+    assert ("--interpolation label keeps them" in capsys.readouterr().err) == warned
+
+
+def test_a_refused_register_leaves_no_folder(tmp_path, capsys):
+    options = ["--fixed", str(tmp_path / "no.nii"), "--moving", str(tmp_path / "no.nii")]
+    assert main(["register", *options, "--output-dir", str(tmp_path / "a/b")]) == 2
+    assert "no.nii" in error_line(capsys) and not (tmp_path / "a").exists()

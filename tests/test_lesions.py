@@ -122,8 +122,8 @@ def test_lesion_off_its_image_is_refused(rng, tmp_path, capsys):
 def test_seed_reaches_numpy_torch_and_itk(refined, rng, monkeypatch):
     asked = {}
 
-    def estimate(fixed, moving, **options):
-        asked.update(options)
+    def estimate(fixed, moving, kind, seed):
+        asked.update(seed=seed)
         return np.eye(4)
 
     monkeypatch.setattr(steps.affine, "estimate_affine", estimate)

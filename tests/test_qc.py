@@ -34,6 +34,7 @@ GOOD = {
     "sdlogj": 0.5,
     "inverse_consistency_mm": 0.25,
     "affine": {"volume_ratio": 0.75, "rotation_degrees": 12.0, "anisotropy": 1.1},
+    "headers": {"itk_distance_mm": 0.0, "itk_refuses": 0},
 }
 
 

@@ -58,7 +58,7 @@ def joint_label_fusion(
     _check(target, images, labels, search_radius)
     # Zeros around: patches at the border reach into the background.
     margin = PATCH_RADIUS + search_radius
-    common = np.result_type(np.int32, *map(np.asarray, labels))
+    common = np.promote_types(np.int32, np.min_scalar_type(max(int(np.max(array)) for array in labels)))
     known = np.stack([np.pad(np.asarray(array, dtype=common), margin) for array in labels])
     disputed = np.argwhere((known != known[0]).any(axis=0))
     fused = known[0].copy()

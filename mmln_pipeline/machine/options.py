@@ -82,9 +82,9 @@ class Option:
         if isinstance(value, str):
             return self.free or value in self.words or not self.expected
         if isinstance(value, Integral) and not isinstance(value, bool) and self.lowest is not None:
-            return self.lowest <= value and (self.highest is None or value <= self.highest)
+            return self.lowest <= int(value) and (self.highest is None or int(value) <= self.highest)
         if isinstance(value, Real) and not isinstance(value, bool) and self.above is not None:
-            return self.above < value < math.inf
+            return self.above < float(value) < math.inf
         is_other = (self.free and isinstance(value, Path)) or (self.array and hasattr(value, "__array__"))
         return is_other or not self.expected
 

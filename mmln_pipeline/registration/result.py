@@ -156,13 +156,15 @@ def describe_doubt(metrics: Mapping[str, Any]) -> str:
     return f"quality check: {verdict['verdict']}: {'; '.join(verdict['reasons'])}"
 
 
-def check_output_dir(path: str | Path) -> Path:
-    """Return a folder to write to, created where absent.
+def check_output_dir(path: str | Path, make: bool = True) -> Path:
+    """Return a folder to write to.
 
     Parameters
     ----------
     path : str or Path
         The folder asked for.
+    make : bool, default=True
+        Whether to create it where absent; else it is only asked whether that could be done.
 
     Returns
     -------
@@ -174,12 +176,11 @@ def check_output_dir(path: str | Path) -> Path:
         If the path, or a parent of it, is a file or cannot be written to.
     """
     folder = Path(path)
-    try:
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise ValueError(f"Output directory '{folder}' cannot be created: '{there}' is a file; give a writable folder.")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"Output directory '{folder}': '{there}' is not writable; give a writable folder.")
+    if make:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"Output directory '{folder}' cannot be created: {error.strerror}; give a writable folder."
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"Output directory '{folder}' is not writable; give a writable folder.")
     return folder
