@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all coverage docs lint format train-pack clean
+.PHONY: help install demo test test-all coverage docs lint format audit train-pack clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,12 @@ lint: install  ## check style, types and the layers of imports
 format: install  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A mirror that answers but knows no advisories must not pass for a clean bill: --strict fails what was not looked up.
+audit:  ## look up known weaknesses of the pinned packages (needs PyPI; nothing is installed but pip-audit, apart)
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 train-pack: install  ## preprocess the training volumes that CONFIG names
 	$(BIN)/python -m mmln_pipeline.training.pack $(CONFIG)
