@@ -126,6 +126,19 @@ def test_sdlogj_clips_and_stays_inside_the_mask():
     assert metrics.sdlogj(jacobian, np.zeros(SHAPE)) is None
 
 
+def test_sdlogj_of_learn2reg_adds_three_and_drops_two_layers():
+    shape = (8, 9, 10)
+    field = np.random.default_rng(3).normal(0, 1.5, (3, *shape))  # of many folds
+    along = np.stack([[(np.roll(c, -1, a) - np.roll(c, 1, a)) / 2 for a in range(3)] for c in field])
+    jacobian = np.linalg.det(np.moveaxis(along, (0, 1), (-2, -1)) + np.eye(3))
+    inner = (jacobian[2:-2, 2:-2, 2:-2] + 3).clip(0.000000001, 1000000000)
+    assert metrics.sdlogj_learn2reg(jacobian) == pytest.approx(np.log(inner).std())
+    mask = np.zeros(shape)
+    mask[2:4, 3:5, 4:6] = mask[0] = 1
+    assert metrics.sdlogj_learn2reg(jacobian, mask) == pytest.approx(np.log(inner[:2, 1:3, 2:4]).std())
+    assert metrics.sdlogj_learn2reg(np.ones((4, 9, 9))) is None
+
+
 def test_global_correlation_ignores_gain_and_offset():
     image = np.random.default_rng(1).random(SHAPE)
     assert metrics.global_correlation(image, 3 * image + 2) == pytest.approx(1.0)

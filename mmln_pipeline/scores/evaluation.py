@@ -46,7 +46,7 @@ def score_field(
     dict
         ``folding_percent`` (whole grid), ``folding_percent_without_border`` (less the outermost voxel
         layer), ``folding_percent_brain``, ``ndv_percent`` (whole grid), ``ndv_percent_brain``, ``sdlogj``,
-        and ``log_jacobian``: ``mean``, ``min``, ``p1``, ``p99`` (percentiles) and ``max`` in the brain.
+        ``sdlogj_learn2reg`` (whole grid) and ``log_jacobian``: ``mean``, ``min``, ``p1``, ``p99`` (percentiles) and ``max`` in the brain.
     """
     jacobian = warping.jacobian_determinant(displacement)[0].cpu().numpy()
     ndv = (warping.ndv(displacement) if inverted is None else inverted)[0].cpu().numpy()
@@ -58,6 +58,7 @@ def score_field(
         "ndv_percent": metrics.ndv_percent(ndv),
         "ndv_percent_brain": metrics.ndv_percent(ndv, cells),
         "sdlogj": metrics.sdlogj(jacobian, brain),
+        "sdlogj_learn2reg": metrics.sdlogj_learn2reg(jacobian),
         "log_jacobian": _describe_log_jacobian(jacobian[brain]),
     }
 

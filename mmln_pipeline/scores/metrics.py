@@ -9,7 +9,7 @@ Definitions are the same for every method that is scored:
 - Folding: percent of voxels whose Jacobian determinant is not positive.
 - NDV: percent of the volume that is not mapped diffeomorphically, whatever the difference scheme
   (Liu et al., IJCV 2024).
-- SDlogJ: standard deviation of the log-Jacobian determinant, clipped at 1e-9.
+- SDlogJ: standard deviation of the log-Jacobian determinant, clipped at 1e-9; Learn2Reg's adds 3 first.
 """
 
 from __future__ import annotations
@@ -212,6 +212,38 @@ def sdlogj(jacobian: ArrayLike, mask: ArrayLike | None = None) -> float | None:
     if not inside.size:
         return None
     return float(np.log(np.clip(inside.astype(np.float64), JACOBIAN_FLOOR, None)).std())
+
+
+def sdlogj_learn2reg(jacobian: ArrayLike, mask: ArrayLike | None = None) -> float | None:
+    """Give the standard deviation of ``log(J + 3)``, the score that Learn2Reg calls SDlogJ.
+
+    The 3 keeps the logarithm away from 0, so that a fold hardly counts, and divides small changes by four.
+
+    Parameters
+    ----------
+    jacobian : array, shape (I, J, K)
+        Determinant of the Jacobian of ``x + u(x)``.
+    mask : array of bool, shape (I, J, K), optional
+        Where to measure; the whole grid by default, as in the challenge's OASIS task.
+
+    Returns
+    -------
+    float or None
+        Without the two outer layers of the grid; None when no voxel is left.
+
+    Raises
+    ------
+    ValueError
+        If the mask has another shape.
+
+    References
+    ----------
+    Hering et al., Learn2Reg, IEEE TMI 2023.
+    """
+    values = np.asarray(jacobian)
+    inner = (slice(2, -2),) * values.ndim
+    inside = values[inner][_as_mask(mask, values.shape)[inner]].astype(np.float64)
+    return float(np.log(np.clip(inside + 3, JACOBIAN_FLOOR, None)).std()) if inside.size else None
 
 
 def global_correlation(a: ArrayLike, b: ArrayLike, mask: ArrayLike | None = None) -> float | None:
