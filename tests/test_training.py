@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from tiny_bids import SHAPE as TINY
+from tiny_bids import make_brain, write_image
 
+from mmln_pipeline.atlas import templates
+from mmln_pipeline.atlas.labels import structures28
 from mmln_pipeline.fields.warping import warp
-from mmln_pipeline.training import train
+from mmln_pipeline.images import volumes
+from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.training import pack, train, validation
 from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config
-from mmln_pipeline.training.data import draw_pair, find_sources, load_pack, validation_pairs
+from mmln_pipeline.training.data import draw_pair, load_pack, validation_pairs
+from mmln_pipeline.training.datasets import check_source, find_sources
 from mmln_pipeline.training.loop import draw_window
-from mmln_pipeline.weights import load_model
+from mmln_pipeline.weights import load_model, save_model
 
 SHAPE = (
     32,
@@ -74,6 +82,11 @@ def project(tmp_path, rng):
     return config
 
 
+def read_log(run):
+    """Rows of a run's log, but for the time and the memory that each step took."""
+    return [row.split(",")[:-2] for row in (run / "log.csv").read_text().splitlines()]
+
+
 def test_training_writes_weights_card_and_log(project):
     weights = train(project, device="cpu")
     model, card = load_model(weights)
@@ -92,15 +105,15 @@ def test_a_resumed_run_continues_to_the_bit(project, monkeypatch):
     straight = torch.load(project.parent / "run" / "checkpoint.pt", weights_only=True)
     (project.parent / "run").rename(project.parent / "straight")
 
-    straight_log = (project.parent / "straight" / "log.csv").read_text()
-    for _ in range(20):  # a clock that has always run out: every call takes one step
+    straight_log = read_log(project.parent / "straight")
+    for _ in range(11):  # a clock that has always run out: every call takes one step
         train(project, minutes=1e-9, device="cpu")
     resumed = torch.load(project.parent / "run" / "checkpoint.pt", weights_only=True)
     assert resumed["progress"]["stage"] == 2
     assert resumed["progress"]["step"] == 3
     for name, tensor in straight["model"].items():
         assert torch.equal(tensor, resumed["model"][name]), name
-    assert (project.parent / "run" / "log.csv").read_text() == straight_log
+    assert read_log(project.parent / "run") == straight_log
     for name, tensor in straight["averaged"].items():
         assert torch.equal(tensor, resumed["averaged"][name]), name
 
@@ -174,19 +187,19 @@ def test_sources_follow_split_and_labels(tmp_path):
 
 
 def test_pairs_are_two_people_and_depend_on_the_seed_alone(project):
-    volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))
-    first, again = (draw_pair(volumes, DataConfig(), np.random.default_rng([0, 1, 2])) for _ in range(2))
+    brains = load_pack(project.parent / "pack", "train", torch.device("cpu"))
+    first, again = (draw_pair(brains, DataConfig(), np.random.default_rng([0, 1, 2])) for _ in range(2))
     assert torch.equal(first.fixed, again.fixed) and torch.equal(first.moving, again.moving)
     assert not torch.equal(first.fixed, first.moving)
     assert first.fixed.min() >= 0 and first.fixed.max() <= 1
-    assert {(f.name, m.name) for f, m in validation_pairs(volumes)} == {
+    assert {(f.name, m.name) for f, m in validation_pairs(brains)} == {
         ("brain1", "brain2"),
         ("brain2", "brain1"),
     }
 
 
 def test_brains_go_towards_another_and_are_mirrored_each_on_its_own(project):
-    volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))
+    brains = load_pack(project.parent / "pack", "train", torch.device("cpu"))
     seen = []
 
     def align(fixed, moving):
@@ -194,7 +207,7 @@ def test_brains_go_towards_another_and_are_mirrored_each_on_its_own(project):
         return torch.ones(1, 3, *(n // 4 for n in SHAPE))
 
     config = DataConfig(gamma=0, flip=False, between=1.0)
-    pair = draw_pair(volumes, config, np.random.default_rng(0), align)
+    pair = draw_pair(brains, config, np.random.default_rng(0), align)
     for (goal, brain), image in zip(seen, (pair.fixed, pair.moving), strict=True):
         assert not torch.equal(goal, brain)
         # a constant velocity of 1 on a quarter's grid shifts by 4 voxels at most; the part of it is drawn
@@ -206,8 +219,8 @@ def test_brains_go_towards_another_and_are_mirrored_each_on_its_own(project):
     config = DataConfig(gamma=0, flip_apart=True)
     mirrored = set()
     for seed in range(20):
-        pair = draw_pair(volumes, config, np.random.default_rng(seed))
-        plain = [any(torch.equal(x[0], v.image / 255) for v in volumes) for x in (pair.fixed, pair.moving)]
+        pair = draw_pair(brains, config, np.random.default_rng(seed))
+        plain = [any(torch.equal(x[0], v.image / 255) for v in brains) for x in (pair.fixed, pair.moving)]
         mirrored.add(tuple(not p for p in plain))
     assert len(mirrored) == 4
 
@@ -228,12 +241,12 @@ def test_both_orders_of_a_pair_and_a_bound_on_volumes_train(project):
 
 
 def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):
-    volumes = load_pack(project.parent / "pack", "train", torch.device("cpu"))[1:]
+    brains = load_pack(project.parent / "pack", "train", torch.device("cpu"))[1:]
     plain, mirrored = None, None
     for seed in range(20):
-        pair = draw_pair(volumes, DataConfig(gamma=0), np.random.default_rng(seed))
+        pair = draw_pair(brains, DataConfig(gamma=0), np.random.default_rng(seed))
         assert pair.labels is not None
-        source = volumes[0] if torch.equal(pair.labels[0].sum(), volumes[0].labels.sum()) else volumes[1]
+        source = brains[0] if torch.equal(pair.labels[0].sum(), brains[0].labels.sum()) else brains[1]
         if torch.equal(pair.fixed[0], source.image / 255):
             plain = torch.equal(pair.labels[0][0], source.labels)
         else:
@@ -243,7 +256,7 @@ def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):
     project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\ncortex = 1.0"))
     train(project, minutes=1e-9, device="cpu")
     header = (project.parent / "run" / "log.csv").read_text().splitlines()[0]
-    assert header.endswith(",dice,cortex")
+    assert header.endswith(",dice,cortex,seconds,peak_memory_mb")
 
 
 def test_augmentation_changes_brightness_and_shape_apart_and_leaves_what_is_off(rng):
@@ -276,3 +289,234 @@ def test_a_run_killed_between_checkpoints_repeats_its_steps_once(project):
     train(project, minutes=1e-9, device="cpu")
     steps = [row.split(",")[1] for row in log.read_text().splitlines()[1:]]
     assert steps == ["1", "2"]
+
+
+# ------------------------------------------------------------------------------------- what becomes of a stage
+
+
+def test_a_stage_that_does_not_help_is_dropped_by_name(project, monkeypatch, capsys):
+    ranks = iter([0.1, 0.5, 0.6, 0.3, 0.4, 0.7, 0.7])  # before, two a stage for two stages, of the third
+    monkeypatch.setattr(validation, "validate", lambda *_: {"dice": next(ranks), "sdlogj": 0.0})
+    weights = train(project, device="cpu")
+    said = capsys.readouterr().out
+    assert "weights are chosen by mean Dice (structures28:neuromorphometrics) on validation pairs" in said
+    assert "before training: dice 0.1000" in said
+    assert "stage 1 kept: dice 0.6000, dice 0.1000 before it" in said
+    assert "stage 2 DROPPED: its best dice 0.4000 does not beat dice 0.6000; level 2 as before" in said
+    assert "tiny.safetensors: level 2, 3 adds nothing, its last convolution is zero" in said
+    assert "stage 3 kept: dice 0.7000, dice 0.6000 before it" in said
+    _, card = load_model(weights)
+    stages = card["training"]["stages"]
+    assert [stage["verdict"] for stage in stages] == ["kept", "dropped", "kept"]
+    assert [stage["best"]["dice"] for stage in stages] == [0.6, 0.4, 0.7]
+    assert card["silent_levels"] == [2] and card["scores"]["start"]["dice"] == 0.1
+    assert all(stage["seconds_per_step"] > 0 and stage["peak_memory_mb"] > 50 for stage in stages)
+
+
+def test_a_first_stage_that_spoils_the_weights_it_started_from_is_dropped(project, monkeypatch, capsys):
+    project.write_text(project.read_text().replace("[network]", 'initial_weights = "start.safetensors"\n[network]'))
+    monkeypatch.chdir(project.parent)
+    start = MMLN(load_config(project).network)
+    torch.nn.init.constant_(start.levels[0].head.weight, 1e-3)
+    save_model(start, project.parent / "start.safetensors", {"name": "start"})
+    ranks = iter([0.8] + 7 * [0.5])
+    monkeypatch.setattr(validation, "validate", lambda *_: {"dice": next(ranks)})
+    model, card = load_model(train(project, device="cpu"))
+    assert torch.equal(model.levels[0].head.weight, start.levels[0].head.weight)
+    assert "stage 1 DROPPED: its best dice 0.5000 does not beat dice 0.8000" in capsys.readouterr().out
+    assert card["scores"]["validation"] == {} and card["silent_levels"] == [2, 3]
+
+
+def test_weights_to_start_from_are_checked_before_packing(project):
+    project.write_text(project.read_text().replace("[network]", 'initial_weights = "mmln"\n[network]'))
+    (project.parent / "pack" / "pack.json").unlink()
+    with pytest.raises(ValueError, match=r"initial_weights: expected those of the network .*'channels': 4"):
+        train(project, device="cpu")
+
+
+def test_without_labels_the_loss_chooses(project, capsys):
+    folder = project.parent / "pack"
+    index = json.loads((folder / "pack.json").read_text())
+    for path in folder.glob("*.npz"):
+        with np.load(path) as arrays:
+            image = arrays["image"]
+        np.savez(path, image=image)
+    for others, source in (index["validation"], "validation"), ([], "training"):
+        (folder / "pack.json").write_text(json.dumps(index | {"validation": others}))
+        train(project, minutes=1e-9, device="cpu", resume=False)
+        said = capsys.readouterr().out
+        assert f"weights are chosen by loss on {source} pairs" in said and "before training: loss " in said
+
+
+def test_the_loss_that_chooses_is_measured_alike_at_every_level(project):
+    brains = load_pack(project.parent / "pack", "train", torch.device("cpu"))
+    config, model = load_config(project), MMLN(NetworkConfig(channels=4))
+    one, all_three = (validation.validate_by_loss(model, brains, levels, config) for levels in (1, 3))
+    assert one == pytest.approx(all_three)  # an untrained network moves nothing at any level
+    torch.nn.init.normal_(model.levels[0].head.weight, std=1.0)
+    assert validation.validate_by_loss(model, brains, 1, config)["loss"] > one["loss"]
+
+
+# ------------------------------------------------------------------------------- refused by name, before packing
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_processes_are_refused(project, monkeypatch, variable):
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ValueError, match=f"training: expected one process, found 2 \\({variable} of "):
+        train(project, device="cpu")
+    monkeypatch.setenv(variable, "1")
+    train(project, minutes=1e-9, device="cpu")
+
+
+def test_a_job_of_several_tasks_that_starts_one_process_trains(project, monkeypatch):
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_NTASKS", "2"), ("SLURM_JOB_NAME", "train")):
+        monkeypatch.setenv(name, value)
+    train(project, minutes=1e-9, device="cpu")
+
+
+STRUCTURES = {"neuromorphometrics": (4, 11, 23, 30, 31, 32), "freesurfer": (4, 5, 10, 11, 12, 13, 17, 18)}
+
+
+@pytest.fixture
+def dataset(tmp_path, monkeypatch):
+    """Return a function that writes a dataset of tiny brains, and one that writes a configuration of it."""
+    monkeypatch.setattr(pack, "pack_volume", lambda *_: pytest.fail("packed before all was checked"))
+    monkeypatch.setattr(pack.joblib, "cpu_count", lambda: 1)
+    monkeypatch.setattr(pack, "load_template", lambda name: name)
+    monkeypatch.setattr(volumes, "GRID_SHAPE", TINY)
+
+    def write(subjects, folder="brains", numbers=STRUCTURES["neuromorphometrics"], entities=("",)):
+        for subject in subjects:
+            for more in entities:
+                stem = f"{subject}/anat/{subject}{more}"
+                write_image(make_brain(), tmp_path / folder / f"{stem}_T1w.nii.gz")
+                if numbers:
+                    labels = np.resize(np.int16(numbers), TINY)
+                    write_image(
+                        nib.Nifti1Image(labels, np.eye(4)), tmp_path / folder / f"labels/{stem}_desc-x_dseg.nii.gz"
+                    )
+        return tmp_path / folder
+
+    def configure(*tables, loss="", data=""):
+        text = f'name = "three"\n[data]\npack = "pack"\n{data}\n'
+        for split, folder, more in tables:
+            text += f'[[data.{split}]]\npath = "{folder}"\n{more}\n'
+        path = tmp_path / "config.toml"
+        path.write_text(f"{text}[loss]\n{loss}\n[[stages]]\nlevels = [1]\nsteps = 1\n")
+        return path
+
+    return write, configure
+
+
+LABELS = 'labels = "labels"'
+
+
+def test_too_few_people_are_named_before_packing(dataset):
+    write, configure = dataset
+    write(["sub-01"], "one", entities=("_run-1", "_run-2"))
+    write(["sub-01", "sub-02"], "two", numbers=())
+    for tables, loss, message in (
+        ([("train", "one", "")], "", "training data: expected scans of at least two people.* found one_sub-01_run-2"),
+        ([("train", "two", ""), ("validation", "one", "")], "", "validation data: expected scans of at least two"),
+        (
+            [("train", "two", ""), ("validation", "one", LABELS), ("validation", "two", "")],
+            "",
+            "expected each person in one split, found two_sub-01, two_sub-02 in both",
+        ),
+        ([("train", "two", "")], "dice = 1.0", "loss.dice: training data with labels: .* found none"),
+        ([("train", "two", "")], "cortex = 1.0", "loss.cortex: training data with labels: .* found none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(configure(*tables, loss=loss), device="cpu")
+    write(["sub-01"], "few", numbers=())
+    with pytest.raises(ValueError, match=r"validation data with labels: .* found one_sub-01_run-2"):
+        train(configure(("train", "two", ""), ("validation", "one", LABELS), ("validation", "few", "")), device="cpu")
+
+
+def test_foreign_numbers_are_named_with_the_table_that_fits(dataset):
+    write, configure = dataset
+    write(["sub-01", "sub-02"], numbers=STRUCTURES["freesurfer"])
+    config = configure(("train", "brains", LABELS))
+    message = "sub-01_desc-x_dseg.nii.gz: expected the structures of structures28:neuromorphometrics, found 2 of 28; "
+    with pytest.raises(ValueError, match=f"{message}'structures28:freesurfer' as data.label_table finds 7"):
+        train(config, device="cpu")
+    for table in ("structures28:freesurfer", "own.tsv"):
+        (config.parent / "own.tsv").write_text("index\tname\n5\tFive\n")
+        config = configure(("train", "brains", LABELS), data=f'label_table = "{table}"')
+        with pytest.raises(pytest.fail.Exception, match="packed"):
+            train(config, device="cpu")
+    (config.parent / "own.tsv").write_text("index\tname\n77\tNone\n")
+    with pytest.raises(ValueError, match=r"expected the structures of own\.tsv, found 0 of 1"):
+        train(config, device="cpu")
+    with pytest.raises(FileNotFoundError, match=r"Label table 'absent.tsv' is not a file"):
+        train(configure(("train", "brains", LABELS), data='label_table = "absent.tsv"'), device="cpu")
+    with pytest.raises(ValueError, match=r"loss.cortex: expected labels in Neuromorphometrics' numbering, found 'own"):
+        train(configure(("train", "brains", LABELS), loss="cortex = 1.0", data='label_table = "own.tsv"'), device="cpu")
+
+
+def test_scans_that_would_be_taken_for_one_another_are_named(dataset):
+    write, configure = dataset
+    write(["sub-01"], "a/brains")
+    write(["sub-01"], "b/brains")
+    with pytest.raises(ValueError, match="share the name brains_sub-01"):
+        train(configure(("train", "a/brains", ""), ("train", "b/brains", "")), device="cpu")
+    folder = write(["sub-01", "sub-02"], entities=("_run-1", "_run-2"))
+    assert len({source.name for source in find_sources(DatasetConfig("brains", "labels"), folder.parent)}) == 4
+    labels = folder / "labels" / "sub-01" / "anat"
+    (labels / "sub-01_run-2_desc-x_dseg.nii.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \*_dseg\.nii\.gz of sub-01_run-2_T1w"):
+        train(configure(("train", "brains", LABELS)), device="cpu")
+    (labels / "sub-01_run-2_desc-x_dseg.nii.gz").touch()
+    (labels / "sub-01_run-2_desc-y_dseg.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"expected one .* found sub-01_run-2_desc-x_dseg.nii.gz, sub-01_run-2_desc-y"):
+        train(configure(("train", "brains", LABELS)), device="cpu")
+
+
+def test_scans_that_cannot_be_used_are_named_before_packing(dataset, monkeypatch):
+    write, configure = dataset
+    folder = write(["sub-01", "sub-02"], numbers=())
+    config = configure(("train", "brains", ""))
+    image = folder / "sub-02" / "anat" / "sub-02_T1w.nii.gz"
+    write_image(nib.Nifti1Image(make_brain().get_fdata() + 100, np.eye(4)), image)
+    with pytest.raises(ValueError, match=r"sub-02_T1w.nii.gz: expected a skull-stripped brain"):
+        train(config, device="cpu")
+    image.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"sub-02_T1w.nii.gz: cannot be read"):
+        train(config, device="cpu")
+    image.unlink()
+    write(["sub-02"], numbers=())
+    monkeypatch.setattr(pack, "load_template", templates.load_template)
+    with pytest.raises(ValueError, match="nowhere"):
+        train(configure(("train", "brains", ""), data='template = "nowhere"'), device="cpu")
+
+
+def test_a_split_table_may_lie_elsewhere_and_names_scans_that_are_missing(tmp_path):
+    for subject in ("sub-01", "sub-02"):
+        path = tmp_path / "brains" / subject / "anat" / f"{subject}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    table = tmp_path / "chosen.tsv"
+    table.write_text("participant_id\tsplit\nsub-01\tvalidation\nsub-02\ttrain\n")
+    chosen = DatasetConfig("brains", split="validation", split_table="chosen.tsv")
+    assert [source.name for source in find_sources(chosen, tmp_path)] == ["brains_sub-01"]
+    table.write_text(table.read_text() + "sub-03\tvalidation\n")
+    with pytest.raises(FileNotFoundError, match=r"1 scans of split 'validation' have no T1w image in .*brains: sub-03"):
+        find_sources(chosen, tmp_path)
+    table.write_text("subject\tsplit\nsub-01\tvalidation\n")
+    with pytest.raises(ValueError, match=r"columns participant_id and split in .*chosen\.tsv, found subject, split"):
+        find_sources(chosen, tmp_path)
+
+
+def test_all_processors_work_and_labels_count_for_what_is_packed(dataset, monkeypatch):
+    write, _ = dataset
+    folder = write(["sub-01", "sub-02"])
+    monkeypatch.undo()  # workers are other processes, which take the real functions
+    monkeypatch.setattr(pack.joblib, "cpu_count", lambda: 2)
+    first, second = find_sources(DatasetConfig("brains", "labels"), folder.parent)
+    with pytest.raises(ValueError, match=r"sub-02_desc-x_dseg\.nii\.gz: expected whole numbers"):
+        write_image(nib.Nifti1Image(np.full(TINY, 0.5, np.float32), np.eye(4)), second.labels)
+        pack._for_each(lambda source: check_source(source, structures28()), [first, second], "checking scans")
+    before = pack._fingerprint(first, "t")
+    write(["sub-01"], numbers=(4, 11))
+    assert pack._fingerprint(first, "t") != before

@@ -46,7 +46,8 @@ def score_field(
     dict
         ``folding_percent`` (whole grid), ``folding_percent_without_border`` (less the outermost voxel
         layer), ``folding_percent_brain``, ``ndv_percent`` (whole grid), ``ndv_percent_brain``, ``sdlogj``,
-        ``sdlogj_learn2reg`` (whole grid) and ``log_jacobian``: ``mean``, ``min``, ``p1``, ``p99`` (percentiles) and ``max`` in the brain.
+        ``sdlogj_learn2reg`` (whole grid), and ``log_jacobian``: ``mean``, ``min``, ``p1``, ``p99`` (percentiles) and
+        ``max`` in the brain.
     """
     jacobian = warping.jacobian_determinant(displacement)[0].cpu().numpy()
     ndv = (warping.ndv(displacement) if inverted is None else inverted)[0].cpu().numpy()

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmln_pipeline.images import volumes
 from mmln_pipeline.machine.toml import read_toml, to_dataclass
 from mmln_pipeline.network.losses import SIMILARITIES
 from mmln_pipeline.network.model import NetworkConfig
+
+NEUROMORPHOMETRICS = ("structures28", "structures28:neuromorphometrics", "neuromorphometrics")
+"""Bundled label tables in the one numbering that tells the parcels of the cortex."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,19 @@ class DatasetConfig:
     labels : str, optional
         Derivative folder inside `path` whose ``*_dseg.nii.gz`` mirror the images; none for unlabelled data.
     split : str, optional
-        Use only the rows of `path`/split.tsv (columns participant_id, session_id, split) with this value.
+        Use only the scans that the split table (columns participant_id, session_id, split) gives this value.
+    split_table : str, optional
+        That table, relative to the configuration file or absolute; `path`/split.tsv by default.
     """
 
     path: str
     labels: str = ""
     split: str = ""
+    split_table: str = ""
+
+    def __post_init__(self) -> None:
+        if self.split_table and not self.split:
+            raise ValueError(f"split_table: expected a split to choose from it, found {self.split_table!r} without one")
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,9 @@ class DataConfig:
         Folder of the preprocessed volumes, relative to the configuration file; made when absent.
     template : str
         Template whose grid the volumes are aligned to.
+    label_table : str
+        Structures that validation and `loss.dice` compare, see ``mmln_pipeline.atlas.labels.load_label_table``: a
+        bundled name, or a TSV relative to the configuration file.
     flip : bool
         Mirror pairs left to right, half of the time.
     flip_apart : bool
@@ -64,6 +78,7 @@ class DataConfig:
     validation: tuple[DatasetConfig, ...] = ()
     pack: str = "pack"
     template: str = "MNI152NLin2009aSym"
+    label_table: str = "structures28"
     flip: bool = True
     flip_apart: bool = False
     between: float = 0.0
@@ -72,6 +87,11 @@ class DataConfig:
     warp: float = 0.0
     both_orders: bool = False
     halvings: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("gamma", "bias", "warp", "halvings"):
+            _expect(getattr(self, name) >= 0, f"data.{name}", "a number of at least 0", getattr(self, name))
+        _expect(0 <= self.between <= 1, "data.between", "a share from 0 to 1", self.between)
 
 
 @dataclass(frozen=True)
@@ -91,9 +111,11 @@ class LossConfig:
     tissue : float
         Weight of one minus the soft Dice over the brightness classes of ``mmln_pipeline.network.tissues.tissue_maps``.
     dice : float
-        Weight of one minus the soft Dice over the 28 structures, for pairs with labels; 0 trains without labels.
+        Weight of one minus the soft Dice over the structures of `data.label_table`, for pairs with labels; 0 trains
+        without labels.
     cortex : float
-        Weight of one minus the soft Dice over the parcels of the cortex, some of them a step; for pairs with labels.
+        Weight of one minus the soft Dice over the parcels of the cortex, some of them a step; for pairs with labels in
+        Neuromorphometrics' numbering.
     alpha, beta, theta : float
         Weights of the slice branch at levels 1 and 2, and of the core branch at level 3; 0 leaves a branch out.
     core : tuple of int
@@ -119,6 +141,7 @@ class LossConfig:
         for window in (self.window,) if isinstance(self.window, int) else self.window:
             if window % 2 == 0 or window < 3:
                 raise ValueError(f"loss.window: expected an odd number of at least 3, found {window}")
+        _expect(len(self.core) == 3 and min(self.core) > 0, "loss.core", "three sizes above 0", list(self.core))
 
 
 @dataclass(frozen=True)
@@ -144,6 +167,11 @@ class StageConfig:
     steps: int
     frozen_steps: int = -1
     window: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _expect(self.steps >= 1, "stages: steps", "at least 1", self.steps)
+        is_size = len(self.window) in (0, 3) and all(n > 0 and n % 2 == 0 for n in self.window)
+        _expect(is_size, "stages: window", "three even sizes, or none", list(self.window))
 
     def is_frozen(self, step: int) -> bool:
         """Return whether a step, from 0, leaves the levels that are not taught as they are."""
@@ -174,6 +202,9 @@ class OptimizationConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"optimization.schedule: expected 'constant' or 'cosine', found {self.schedule!r}")
+        _expect(self.learning_rate > 0, "optimization.learning_rate", "a number above 0", self.learning_rate)
+        _expect(self.batch_size >= 1, "optimization.batch_size", "at least 1", self.batch_size)
+        _expect(0 <= self.averaging < 1, "optimization.averaging", "a decay from 0 to below 1", self.averaging)
 
 
 @dataclass(frozen=True)
@@ -210,6 +241,8 @@ class TrainConfig:
     stages: tuple[StageConfig, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("validate_every", "save_every"):
+            _expect(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         known = set(range(1, self.network.levels + 1))
         for number, stage in enumerate(self.stages, 1):
             if not stage.levels or not set(stage.levels) <= known:
@@ -221,8 +254,27 @@ class TrainConfig:
         smoothing = self.loss.smoothing
         if isinstance(smoothing, tuple) and len(smoothing) != self.network.levels:
             raise ValueError(f"loss.smoothing: expected {self.network.levels} numbers, found {len(smoothing)}")
+        self._check_windows()
+        if self.loss.cortex and self.data.label_table not in NEUROMORPHOMETRICS:
+            raise ValueError(
+                f"loss.cortex: expected labels in Neuromorphometrics' numbering, found {self.data.label_table!r}"
+            )
         if self.data.flip_apart and (self.loss.dice or self.loss.cortex):
             raise ValueError("data.flip_apart: expected false with loss.dice or loss.cortex, whose labels have sides")
+
+    def _check_windows(self) -> None:
+        """Refuse a window that no level heeds, or that the grid cannot hold."""
+        grid = [n >> self.data.halvings for n in volumes.GRID_SHAPE]
+        for number, stage in enumerate(self.stages, 1):
+            if stage.window and self.network.levels not in stage.levels:
+                raise ValueError(
+                    f"stages: expected the finest level in stage {number}, whose window it is, "
+                    f"found {list(stage.levels)}"
+                )
+            if any(size > n for size, n in zip(stage.window, grid, strict=False)):
+                raise ValueError(
+                    f"stages: expected a window within the grid {grid} in stage {number}, found {list(stage.window)}"
+                )
 
     def taught(self, stage: int) -> int:
         """Return the finest level, from 1, that some stage up to this one (from 0) teaches."""
@@ -261,13 +313,28 @@ def load_config(path: str | Path) -> TrainConfig:
     if not path.is_file():
         raise FileNotFoundError(f"configuration: no such file: {path}")
     try:
-        return _from_table(read_toml(path))
+        return parse_config(read_toml(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _from_table(content: dict[str, Any]) -> TrainConfig:
-    """Make the configuration from the content of its file, table by table."""
+def parse_config(content: dict[str, Any]) -> TrainConfig:
+    """Make a training configuration from plain values, as its file or a checkpoint has them.
+
+    Parameters
+    ----------
+    content : dict
+        Keys that are absent get their defaults.
+
+    Returns
+    -------
+    TrainConfig
+
+    Raises
+    ------
+    ValueError
+        When a table or key is unknown or has a value that cannot be.
+    """
     parts: dict[str, Any] = {}
     data = dict(_table(content, "data"))
     for key in ("train", "validation"):
@@ -290,6 +357,12 @@ def _table(content: dict[str, Any], key: str) -> dict[str, Any]:
 def _tables(content: dict[str, Any], key: str, above: str = "") -> list[dict[str, Any]]:
     """Return the tables of one name, [[...]], of a file or of a table in it."""
     found = content.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    if not isinstance(found, list | tuple) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError(f"{above}{key}: expected tables, [[{above}{key}]], found {found!r}")
     return found
+
+
+def _expect(is_met: bool, name: str, expected: str, found: Any) -> None:
+    """Refuse a value by its name."""
+    if not is_met:
+        raise ValueError(f"{name}: expected {expected}, found {found}")

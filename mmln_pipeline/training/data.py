@@ -1,11 +1,9 @@
-"""Training volumes: the pack of preprocessed brains, and the pairs drawn from it."""
+"""Training volumes in memory, as the pack holds them, and the pairs that are drawn from them."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,111 +13,14 @@ from torch import Tensor
 
 from mmln_pipeline.fields.warping import downsample
 from mmln_pipeline.training.augmentation import augment, deform
-from mmln_pipeline.training.config import DataConfig, DatasetConfig
+from mmln_pipeline.training.config import DataConfig
 
-RECIPE = "n4+affine+lia1mm+p99.5/1"
-"""Name of the preprocessing; a change of it makes every packed volume stale."""
 INDEX = "pack.json"
 WAY = (0.2, 0.8)
 """How far a brain may go towards another, of the whole way."""
 
 Align = Callable[[Tensor, Tensor], Tensor]
 """From a fixed and a moving image, each of shape (1, 1, I, J, K), to a velocity field of shape (1, 3, i, j, k)."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """One scan of a dataset.
-
-    Parameters
-    ----------
-    name : str
-        Unique in the pack: dataset, subject and session.
-    person : str
-        Dataset and subject: two scans of one person are never a pair.
-    image : Path
-    labels : Path or None
-    """
-
-    name: str
-    person: str
-    image: Path
-    labels: Path | None
-
-
-def find_sources(dataset: DatasetConfig, root: Path) -> list[Source]:
-    """List a dataset's scans.
-
-    Parameters
-    ----------
-    dataset : DatasetConfig
-    root : Path
-        Folder that a relative dataset path starts from.
-
-    Returns
-    -------
-    list of Source
-        Sorted by name.
-
-    Raises
-    ------
-    FileNotFoundError
-        When the folder, its split table, a label image, or any T1w image is missing.
-    """
-    folder = (root / dataset.path).resolve()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"training data: no such folder: {folder}")
-    chosen = _split(folder, dataset.split) if dataset.split else None
-    sources = []
-    for image in sorted(folder.glob("sub-*/**/anat/*_T1w.nii.gz")):
-        where = image.relative_to(folder)
-        subject, session = where.parts[0], where.parts[1] if where.parts[1].startswith("ses-") else ""
-        if chosen is not None and (subject, session) not in chosen:
-            continue
-        labels = None
-        if dataset.labels:
-            labels = next(iter((folder / dataset.labels / where.parent).glob("*_dseg.nii.gz")), None)
-            if labels is None:
-                raise FileNotFoundError(
-                    f"training labels: no *_dseg.nii.gz in {folder / dataset.labels / where.parent}"
-                )
-        name = "_".join(part for part in (folder.name, subject, session) if part)
-        sources.append(Source(name, f"{folder.name}_{subject}", image, labels))
-    if not sources:
-        raise FileNotFoundError(f"training data: no sub-*/**/anat/*_T1w.nii.gz of split {dataset.split!r} in {folder}")
-    return sources
-
-
-def build_pack(config: DataConfig, root: Path) -> Path:
-    """Preprocess every scan of a configuration that the pack does not hold yet.
-
-    Each volume becomes one compressed file: N4, affine to the template, 160 x 192 x 224 at 1 mm, uint8, with its
-    labels. A volume whose source or recipe has changed is made again.
-
-    Parameters
-    ----------
-    config : DataConfig
-    root : Path
-        Folder that relative paths start from.
-
-    Returns
-    -------
-    Path
-        The pack's folder; its ``pack.json`` names the volumes of each split.
-    """
-    folder = root / config.pack
-    if not (config.train or config.validation):  # a pack that travelled without its sources
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, list[dict[str, str]]] = {}
-    for split in ("train", "validation"):
-        index[split] = []
-        for dataset in getattr(config, split):
-            for source in find_sources(dataset, root):
-                _pack_volume(source, config.template, folder)
-                index[split].append({"name": source.name, "person": source.person})
-    (folder / INDEX).write_text(json.dumps({"recipe": RECIPE, **index}, indent=1))
-    return folder
 
 
 @dataclass(frozen=True)
@@ -138,6 +39,11 @@ class Volume:
     person: str
     image: Tensor
     labels: Tensor
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it comes with labels."""
+        return len(self.labels) > 0
 
     @property
     def scaled(self) -> Tensor:
@@ -181,12 +87,20 @@ def load_pack(folder: Path, split: str, device: torch.device, halvings: int = 0)
     return volumes
 
 
-def validation_pairs(volumes: list[Volume]) -> Iterator[tuple[Volume, Volume]]:
+def validation_pairs(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, Volume]]:
     """Yield every ordered (fixed, moving) pair of labelled scans of two people."""
     for fixed in volumes:
         for moving in volumes:
-            if fixed.person != moving.person and len(fixed.labels) and len(moving.labels):
+            if fixed.person != moving.person and fixed.is_labelled and moving.is_labelled:
                 yield fixed, moving
+
+
+def neighbouring_pairs(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, Volume]]:
+    """Yield each scan as the fixed one, with the next one of another person as the moving one: pairs without labels."""
+    for index, fixed in enumerate(volumes):
+        others = [v for v in (*volumes[index + 1 :], *volumes[:index]) if v.person != fixed.person]
+        if others:
+            yield fixed, others[0]
 
 
 @dataclass(frozen=True)
@@ -211,13 +125,13 @@ class TrainingPair:
 
 
 def draw_pair(
-    volumes: list[Volume], config: DataConfig, generator: np.random.Generator, align: Align | None = None
+    volumes: Sequence[Volume], config: DataConfig, generator: np.random.Generator, align: Align | None = None
 ) -> TrainingPair:
     """Draw a training pair of two people, augmented.
 
     Parameters
     ----------
-    volumes : list of Volume
+    volumes : sequence of Volume
     config : DataConfig
     generator : numpy.random.Generator
     align : callable, optional
@@ -240,59 +154,11 @@ def draw_pair(
         image, numbers = augment(image, numbers, config, generator)
         images.append(image.flip(2) if mirror else image)
         labels.append(numbers.flip(2) if mirror else numbers)  # the numbers' sides swap with the image's
-    both = len(fixed.labels) > 0 and len(moving.labels) > 0
+    both = fixed.is_labelled and moving.is_labelled
     return TrainingPair(images[0], images[1], (labels[0], labels[1]) if both else None)
 
 
-def _draw_other(volumes: list[Volume], volume: Volume, generator: np.random.Generator) -> Volume:
+def _draw_other(volumes: Sequence[Volume], volume: Volume, generator: np.random.Generator) -> Volume:
     """Draw a volume of another person."""
     others = [v for v in volumes if v.person != volume.person]
     return others[generator.integers(len(others))]
-
-
-def _split(folder: Path, split: str) -> set[tuple[str, str]]:
-    """Return the (subject, session) rows of a split table."""
-    table = folder / "split.tsv"
-    if not table.is_file():
-        raise FileNotFoundError(f"training data: split {split!r} asked for, but there is no {table}")
-    with table.open(newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t")
-        return {(row["participant_id"], row.get("session_id", "")) for row in rows if row["split"] == split}
-
-
-def _pack_volume(source: Source, template_name: str, folder: Path) -> None:
-    """Preprocess one scan into the pack, unless it is there already."""
-    from mmln_pipeline.atlas.templates import load_template
-    from mmln_pipeline.images.brain import Brain
-    from mmln_pipeline.images.volumes import (
-        brain_mask,
-        conform,
-        correct_bias,
-        load_image,
-        load_labels,
-        network_grid,
-        normalize_intensity,
-    )
-    from mmln_pipeline.linear.affine import estimate_affine
-    from mmln_pipeline.machine.files import atomic_path
-
-    path = folder / f"{source.name}.npz"
-    fingerprint = hashlib.sha256((RECIPE + template_name).encode() + source.image.read_bytes()).hexdigest()
-    if path.is_file():
-        with np.load(path) as arrays:
-            if str(arrays["fingerprint"]) == fingerprint:
-                return
-    template = load_template(template_name)
-    image = load_image(source.image, "training image")
-    mask = brain_mask(image)
-    image = correct_bias(image, mask)
-    affine = estimate_affine(Brain(template.image), Brain(image, mask))
-    grid = network_grid(template.image)
-    aligned = normalize_intensity(conform(image, grid, affine).get_fdata(dtype=np.float32))
-    arrays = {"image": np.round(aligned * 255).astype(np.uint8), "fingerprint": np.array(fingerprint)}
-    if source.labels is not None:
-        labels = conform(load_labels(source.labels, "training labels"), grid, affine, "nearest")
-        numbers = np.asarray(labels.dataobj)
-        arrays["labels"] = numbers.astype(np.promote_types(np.int16, np.min_scalar_type(int(numbers.max()))))
-    with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, **arrays)

@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from mmln_pipeline.atlas.labels import LabelTable, structures28
 from mmln_pipeline.fields.warping import Window
-from mmln_pipeline.machine.devices import has_fast_bfloat16, kept_memory, resolve_device
+from mmln_pipeline.machine.devices import has_fast_bfloat16, kept_memory, peak_memory_mb, resolve_device
 from mmln_pipeline.machine.files import atomic_path, write_text
 from mmln_pipeline.machine.progress import progress_bar
 from mmln_pipeline.network.model import MMLN, LevelOutput
-from mmln_pipeline.training.config import StageConfig, TrainConfig, load_config
-from mmln_pipeline.training.data import TrainingPair, build_pack, draw_pair, load_pack
+from mmln_pipeline.training.config import StageConfig, TrainConfig, load_config, parse_config
+from mmln_pipeline.training.data import TrainingPair, draw_pair, load_pack
+from mmln_pipeline.training.datasets import check_numbers, check_people, label_table
 from mmln_pipeline.training.objective import RunObjective
-from mmln_pipeline.training.validation import validate
-from mmln_pipeline.weights import load_model, save_model
+from mmln_pipeline.training.pack import build_pack
+from mmln_pipeline.training.validation import Selection
+from mmln_pipeline.weights import load_model, save_card, save_model, silent_levels
 
 CHECKPOINT = "checkpoint.pt"
 WARM_UP = 0.05
 """Share of a stage's steps in which the learning rate rises."""
+PROCESS_COUNTS = {
+    "WORLD_SIZE": "torchrun",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+}
+"""Environment variables by which a starter of several processes tells each of them how many there are."""
 
 
 @dataclass
@@ -42,19 +54,31 @@ class Progress:
     stage, step : int
         Stage that runs (from 0), and steps done in it.
     best_score : float
-        Best validation Dice so far; a stage starts as the one before it left off, and has to beat it.
+        Best validation so far, the more the better; a stage starts as the one before it left off, and has to beat it.
     scores : dict of str to dict
-        Best validation scores of each finished or running stage.
+        Best validation scores of each finished or running stage that beat what was there before it.
     steps, hours : dict of str to float
         Steps and hours spent on each stage.
+    start : dict of str to float
+        Validation scores before the first step.
+    tried : dict of str to dict
+        Best validation scores of each stage, whether they beat what was there before it or not.
+    seconds : dict of str to float
+        Time of each stage's steps alone, without validation and saving.
+    memory : dict of str to dict
+        Most memory in use, MiB, by the end of each stage: ``peak_memory_mb``, and ``peak_gpu_memory_mb`` on a GPU.
     """
 
     stage: int
     step: int
     best_score: float
-    scores: dict[str, dict[str, float]]
-    steps: dict[str, int]
-    hours: dict[str, float]
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)
+    hours: dict[str, float] = field(default_factory=dict)
+    start: dict[str, float] = field(default_factory=dict)
+    tried: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    memory: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def train(config_path: str | Path, minutes: float | None = None, device: str = "auto", resume: bool = True) -> Path:
@@ -81,20 +105,82 @@ def train(config_path: str | Path, minutes: float | None = None, device: str = "
     Raises
     ------
     FileNotFoundError, ValueError
-        From the configuration, the data or the device, before any work; or when the checkpoint belongs to another
-        configuration.
+        From the configuration, the data, the device or the number of processes, before any work; or when the
+        checkpoint belongs to another configuration.
 
     References
     ----------
     Paper sections 3.5 and 4.4.
     """
+    expect_one_process()
     config = load_config(config_path)
     root = Path(config_path).resolve().parent
-    torch_device = resolve_device(device)
-    pack = build_pack(config.data, root)
+    torch_device, table = resolve_device(device), label_table(config.data, root)
     output = root / config.output_dir
+    check_initial_weights(config)
+    if resume and (output / CHECKPOINT).is_file():
+        check_checkpoint(output / CHECKPOINT, config)
+    pack = build_pack(config, root)
     output.mkdir(parents=True, exist_ok=True)
-    return Trainer(config, pack, output, torch_device).run(minutes, resume)
+    return Trainer(config, pack, output, torch_device, table).run(minutes, resume)
+
+
+def expect_one_process() -> None:
+    """Refuse to be one of several processes, which would all write the same files.
+
+    Raises
+    ------
+    ValueError
+        When the environment tells of more than one.
+    """
+    for variable, starter in PROCESS_COUNTS.items():
+        count = os.environ.get(variable, "1")
+        if count.isdigit() and int(count) > 1:
+            raise ValueError(
+                f"training: expected one process, found {count} ({variable} of {starter}); it runs in one process, "
+                f"on one GPU or on all threads of a CPU: start it without {starter}"
+            )
+
+
+def check_initial_weights(config: TrainConfig) -> None:
+    """Check that the weights to start from are there and fit the network.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        When they are missing or of another network.
+    """
+    if not config.initial_weights:
+        return
+    model, _ = load_model(config.initial_weights)
+    ours = {name: tensor.shape for name, tensor in MMLN(config.network).state_dict().items()}
+    theirs = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if ours != theirs:
+        raise ValueError(
+            f"initial_weights: expected those of the network {config.network.asdict()}, found in "
+            f"{config.initial_weights} those of {model.config.asdict()}"
+        )
+
+
+def check_checkpoint(path: Path, config: TrainConfig) -> None:
+    """Check that a checkpoint was made with a configuration, as far as it decides what comes out.
+
+    Raises
+    ------
+    ValueError
+        When the network, the loss, the data or the seed differ.
+    """
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if lacking := sorted({f.name for f in fields(Progress)} - set(content["progress"])):
+        raise ValueError(f"{path} was made by an older version: no {lacking[0]!r}; give another output_dir")
+    stored = parse_config(content["config"])
+    for key in ("network", "loss", "data", "seed"):
+        theirs, ours = getattr(stored, key), getattr(config, key)
+        if theirs != ours:
+            raise ValueError(
+                f"{path} was made with another configuration: {key} is {theirs!r} there "
+                f"and {ours!r} here; give another output_dir, or delete the file to start afresh"
+            )
 
 
 class Trainer:
@@ -108,25 +194,41 @@ class Trainer:
     output : Path
         Folder of the run.
     device : torch.device
+    table : LabelTable, optional
+        Structures that labels are compared over; the 28 by default.
+
+    Raises
+    ------
+    ValueError
+        When no pair of two people can be made of the volumes, or their labels are numbered otherwise.
     """
 
-    def __init__(self, config: TrainConfig, pack: Path, output: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, pack: Path, output: Path, device: torch.device, table: LabelTable | None = None
+    ) -> None:
         self.config = config
         self.output = output
+        self.table = table or structures28()
         self.fabric = Fabric(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
             precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
+            plugins=[LightningEnvironment()],  # one process, also in a job of several tasks
         )
         self.fabric.launch()
         self.fabric.seed_everything(config.seed, verbose=False)
         self.volumes = load_pack(pack, "train", self.fabric.device, config.data.halvings)
         self.validation = load_pack(pack, "validation", self.fabric.device, config.data.halvings)
+        check_people(self.volumes, self.validation, config.loss)
+        for volume in (*self.volumes, *self.validation):
+            if volume.is_labelled:
+                check_numbers(volume.labels.cpu().numpy(), self.table, volume.name)
+        self.selection = Selection.choose(self.volumes, self.validation, self.table, config)
         self.model = MMLN(config.network).to(self.fabric.device)
         if config.initial_weights:
             weights, _ = load_model(config.initial_weights)
             self.model.load_state_dict(weights.state_dict())
-        self.progress = Progress(0, 0, -1.0, {}, {}, {})
+        self.progress = Progress(0, 0, -math.inf)
 
     @kept_memory()
     def run(self, minutes: float | None, resume: bool) -> Path:
@@ -134,6 +236,8 @@ class Trainer:
         deadline = time.monotonic() + 60 * minutes if minutes else math.inf
         checkpoint = self.output / CHECKPOINT
         stored = self._load(checkpoint) if resume and checkpoint.is_file() else None
+        if stored is None:
+            self._score_start()
         for stage in range(self.progress.stage, len(self.config.stages)):
             if stage != self.progress.stage:
                 self.progress.stage, self.progress.step = stage, 0
@@ -141,12 +245,17 @@ class Trainer:
             stored = None
             if not finished:
                 break
+        return self.weights
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the best validation so far."""
         return self.output / f"{self.config.name}.safetensors"
 
     def _train_stage(self, stage: int, stored: dict[str, Any] | None, deadline: float) -> bool:
         """Train one stage; return whether it got to its last step."""
         plan = self.config.stages[stage]
-        objective = RunObjective(self.model, self.config)
+        objective = RunObjective(self.model, self.config, self.table)
         parameters = [p for q in self._reached(plan) for p in self._level_parameters(q)]
         optimizer: Any = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
         optimizer = self.fabric.setup_optimizers(optimizer)
@@ -154,13 +263,16 @@ class Trainer:
         if stored is not None:
             optimizer.load_state_dict(stored["optimizer"])
             averaged.load_state_dict(stored["averaged"])
+        if self.fabric.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.fabric.device)
         began = time.monotonic()
         with progress_bar(f"stage {stage + 1}", plan.steps, self.progress.step) as advance:
             while self.progress.step < plan.steps:
+                start = time.monotonic()
                 losses = self._step(stage, objective, optimizer)
                 averaged.update_parameters(self.model)
                 self.progress.step += 1
-                self._log(stage, losses, optimizer.param_groups[0]["lr"])
+                self._log(stage, losses, optimizer.param_groups[0]["lr"], time.monotonic() - start)
                 advance(f"loss {losses['loss']:.4f}")
                 late = time.monotonic() > deadline
                 step, last = self.progress.step, self.progress.step == plan.steps
@@ -174,7 +286,7 @@ class Trainer:
                     self._save(optimizer, averaged)
                 if late:
                     return False
-        self._keep_best()
+        self._close_stage(stage)
         self._save(optimizer, averaged)
         return True
 
@@ -247,52 +359,110 @@ class Trainer:
         branches = list(self.model.slices[level].parameters()) if level < len(self.model.slices) else []
         return [*self.model.levels[level].parameters(), *branches]
 
+    def _score_start(self) -> None:
+        """Score the network before its first step; weights to start from are what the first stage has to beat."""
+        print(f"weights are chosen by {self.selection.describe}", flush=True)
+        with self.fabric.autocast():
+            self.progress.start = self.selection.score(self.model.eval(), self.config.taught(0))
+        print("before training: " + _list_scores(self.progress.start), flush=True)
+        if self.config.initial_weights:
+            self.progress.best_score = self.selection.worth(self.progress.start)
+            save_model(self.model, self.weights, self._card())
+
     def _validate(self, stage: int, averaged: AveragedModel) -> None:
         """Score the averaged weights; keep them when they are the best so far."""
+        key, p = str(stage + 1), self.progress
         with self.fabric.autocast():
-            scores = validate(cast(MMLN, averaged.module), self.validation, self.config.taught(stage))
-        print(
-            f"stage {stage + 1} step {self.progress.step}: " + " ".join(f"{k} {v:.4f}" for k, v in scores.items()),
-            flush=True,
-        )
-        if scores["dice"] <= self.progress.best_score:
-            return
-        self.progress.best_score = scores["dice"]
-        self.progress.scores[str(stage + 1)] = scores
-        card = {
+            scores = self.selection.score(cast(MMLN, averaged.module), self.config.taught(stage))
+        use = {"seconds_per_step": p.seconds[key] / p.step, **p.memory[key]}
+        print(f"stage {key} step {p.step}: {_list_scores(scores)} | {_list_scores(use)}", flush=True)
+        worth = self.selection.worth(scores)
+        if key not in p.tried or worth > self.selection.worth(p.tried[key]):
+            p.tried[key] = scores
+        if worth > p.best_score:
+            p.best_score, p.scores[key] = worth, scores
+            save_model(cast(MMLN, averaged.module), self.weights, self._card())
+
+    def _card(self) -> dict[str, Any]:
+        """Return what the card says so far."""
+        p = self.progress
+        return {
             "name": self.config.name,
             "license": self.config.license,
             "training": {
                 "volumes": [v.name for v in self.volumes],
                 "validation": [v.name for v in self.validation],
-                "steps": dict(self.progress.steps),
-                "hours": {k: round(v, 3) for k, v in self.progress.hours.items()},
+                "selection": self.selection.describe,
+                "steps": dict(p.steps),
+                "hours": {k: round(v, 3) for k, v in p.hours.items()},
+                "stages": [self._report(number, plan) for number, plan in enumerate(self.config.stages, 1)],
                 "config": self.config.asdict(),
             },
-            "scores": {"validation": dict(self.progress.scores)},
+            "scores": {"start": p.start, "validation": dict(p.scores)},
         }
-        save_model(cast(MMLN, averaged.module), self.output / f"{self.config.name}.safetensors", card)
 
-    def _keep_best(self) -> None:
-        """Continue with the next stage from the best weights so far."""
-        best, _ = load_model(str(self.output / f"{self.config.name}.safetensors"))
-        self.model.load_state_dict(best.state_dict())
+    def _report(self, number: int, plan: StageConfig) -> dict[str, Any]:
+        """Return what became of a stage, from 1."""
+        key, p = str(number), self.progress
+        is_over = number <= p.stage or (number == p.stage + 1 and p.step == plan.steps)
+        verdict = "kept" if key in p.scores else "dropped" if is_over else "running" if key in p.steps else "to come"
+        report = {"levels": list(plan.levels), "verdict": verdict}
+        if key in p.steps:
+            report |= {"seconds_per_step": round(p.seconds[key] / p.steps[key], 3), **p.memory[key]}
+        return report | ({"best": p.tried[key]} if key in p.tried else {})
+
+    def _close_stage(self, stage: int) -> None:
+        """Say what becomes of a stage, on the card too, and continue with the next one from the best weights so far."""
+        key, p = str(stage + 1), self.progress
+        levels = " and ".join(map(str, self.config.stages[stage].levels))
+        best, before = self.selection.name(p.tried[key]), self._before(stage)
+        if key in p.scores:
+            print(f"stage {key} kept: {best}, {before} before it", flush=True)
+            if self.selection.worth(p.scores[key]) <= self.selection.worth(p.start):
+                print(f"stage {key}: warning: no better than before training", flush=True)
+        else:
+            print(f"stage {key} DROPPED: its best {best} does not beat {before}; level {levels} as before", flush=True)
+        model, _ = load_model(self.weights)
+        self.model.load_state_dict(model.state_dict())
+        if silent := silent_levels(model):
+            names = ", ".join(map(str, silent))
+            print(f"{self.weights.name}: level {names} adds nothing, its last convolution is zero", flush=True)
+        save_card(model, self.weights, self._card())
+
+    def _before(self, stage: int) -> str:
+        """Return the score that a stage had to beat, in words."""
+        kept = [self.progress.scores[k] for k in map(str, range(1, stage + 1)) if k in self.progress.scores]
+        return self.selection.name(kept[-1] if kept else self.progress.start)
 
     def _account(self, stage: int, began: float) -> float:
         """Book the steps and the time since `began`; return the time now."""
         key, now = str(stage + 1), time.monotonic()
         self.progress.steps[key] = self.progress.step
         self.progress.hours[key] = self.progress.hours.get(key, 0.0) + (now - began) / 3600
+        self.progress.memory[key] = self._peak_memory()
         return now
 
-    def _log(self, stage: int, losses: dict[str, float], rate: float) -> None:
-        path = self.output / "log.csv"
+    def _peak_memory(self) -> dict[str, float]:
+        """Return the most memory in use: of the process so far, and of the GPU since the stage began or went on."""
+        peak = {"peak_memory_mb": round(peak_memory_mb())}
+        if self.fabric.device.type == "cuda":
+            peak["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(self.fabric.device) / 2**20)
+        return peak
+
+    def _log(self, stage: int, losses: dict[str, float], rate: float, seconds: float) -> None:
+        """Book a step's time, and write its row; a log keeps the columns that it began with."""
+        key, path = str(stage + 1), self.output / "log.csv"
+        self.progress.seconds[key] = self.progress.seconds.get(key, 0.0) + seconds
+        row = {"stage": key, "step": self.progress.step, "learning_rate": f"{rate:.3g}"}
+        row |= {name: f"{value:.6f}" for name, value in losses.items()}
+        row |= {"seconds": f"{seconds:.3f}"} | self._peak_memory()
+        columns = path.read_text().splitlines()[0].split(",") if path.exists() else list(row)
         fresh = not path.exists()
         with path.open("a", newline="") as lines:
-            writer = csv.writer(lines)
+            writer = csv.DictWriter(lines, columns, extrasaction="ignore")
             if fresh:
-                writer.writerow(["stage", "step", "learning_rate", *losses])
-            writer.writerow([stage + 1, self.progress.step, f"{rate:.3g}", *(f"{v:.6f}" for v in losses.values())])
+                writer.writeheader()
+            writer.writerow(row)
 
     def _save(self, optimizer: Any, averaged: AveragedModel) -> None:
         state = {
@@ -307,13 +477,6 @@ class Trainer:
 
     def _load(self, path: Path) -> dict[str, Any]:
         stored: dict[str, Any] = torch.load(path, map_location=self.fabric.device, weights_only=True)
-        for key in ("network", "loss", "data", "seed"):
-            ours = self.config.asdict()[key]
-            if stored["config"][key] != ours:
-                raise ValueError(
-                    f"{path} was made with another configuration: {key} is {stored['config'][key]!r} there "
-                    f"and {ours!r} here; give another output_dir, or delete the file to start afresh"
-                )
         self.progress = Progress(**stored["progress"])
         self.model.load_state_dict(stored["model"])
         self._trim_log()
@@ -326,6 +489,11 @@ class Trainer:
         done = (self.progress.stage + 1, self.progress.step)
         kept = [row for row in rows if tuple(map(int, row.split(",")[:2])) <= done]
         write_text(path, "\n".join([header, *kept]) + "\n")
+
+
+def _list_scores(scores: dict[str, float]) -> str:
+    """Return scores on one line."""
+    return " ".join(f"{name} {value:.4f}" if value < 100 else f"{name} {value:.0f}" for name, value in scores.items())
 
 
 def draw_window(shape: Sequence[int], size: Sequence[int], generator: np.random.Generator) -> Window:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmln_pipeline.atlas.labels import load_label_table, structures28
+from mmln_pipeline.atlas.labels import LabelTable, load_label_table, structures28
 from mmln_pipeline.fields.warping import Window, crop, downsample, halve_window, resize_field, warp
 from mmln_pipeline.network.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
 from mmln_pipeline.network.model import MMLN, LevelOutput
@@ -33,12 +33,14 @@ class RunObjective:
     ----------
     model : MMLN
     config : TrainConfig
+    table : LabelTable, optional
+        Structures of the Dice loss; the 28 by default.
     """
 
-    def __init__(self, model: MMLN, config: TrainConfig) -> None:
+    def __init__(self, model: MMLN, config: TrainConfig, table: LabelTable | None = None) -> None:
         self.model = model
         self.config = config
-        self.structures = list(structures28().values())
+        self.structures = list((table or structures28()).values())
         self.parcels = [n for n in load_label_table("neuromorphometrics").values() if min(n) >= CORTEX]
 
     def __call__(

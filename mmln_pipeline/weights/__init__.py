@@ -104,17 +104,38 @@ def save_model(model: MMLN, path: Path, card: dict[str, Any]) -> None:
     card : dict
         What the training knows; network, checksum, code version and date are added.
     """
-    from mmln_pipeline import __version__
-
     with atomic_path(path) as temporary:
         temporary.write_bytes(save({key: value.contiguous().cpu() for key, value in model.state_dict().items()}))
+    save_card(model, path, card)
+
+
+def save_card(model: MMLN, path: Path, card: dict[str, Any]) -> None:
+    """Write the card of weights that are on the disk, atomically.
+
+    Parameters
+    ----------
+    model : MMLN
+        As saved.
+    path : Path
+        ``.safetensors`` file.
+    card : dict
+        As for :func:`save_model`.
+    """
+    from mmln_pipeline import __version__
+
     full = card | {
         "network": model.config.asdict(),
+        "silent_levels": silent_levels(model),
         "sha256": checksum(path),
         "version": __version__,
         "date": date.today().isoformat(),
     }
     write_text(path.with_suffix(".json"), json.dumps(full, indent=1) + "\n")
+
+
+def silent_levels(model: MMLN) -> list[int]:
+    """Return the levels, from 1, that add nothing, since their last convolution is still zero."""
+    return [number for number, level in enumerate(model.levels, 1) if not level.head.weight.any()]
 
 
 def checksum(path: Path) -> str:
