@@ -10,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import joblib
 import nibabel as nb
 import numpy as np
 import pytest
@@ -69,10 +70,9 @@ def run_block(language, text, names):
 # ------------------------------------------------------------------------------------------------ tutorial
 
 
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory):
-    """Folder, names and what each block printed, of the whole tutorial with a template of the size of a walnut."""
-    folder, names = tmp_path_factory.mktemp("tutorial"), {}
+@contextlib.contextmanager
+def walnut(folder):
+    """Work in a folder, with a template and a network grid of the size of a walnut, on one processor."""
     brain = make_brain()
     shares = [np.clip(brain.get_fdata() / 600 - shift, 0, 1).astype(np.float32) for shift in (0.0, 0.4)]
     images = brain, *(nb.Nifti1Image(share, brain.affine) for share in shares)
@@ -83,6 +83,15 @@ def tutorial(tmp_path_factory):
             patch.setattr(templates.datasets, f"load_mni152_{name}", lambda resolution, image=image: image)
         patch.setattr(demo, "make_truth", partial(demo.make_truth, spacing=1, smoothness=8.0, size=1.0))
         patch.setattr(parser, "_available_processors", lambda: 1)
+        patch.setattr(joblib, "cpu_count", lambda: 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """Folder, names and what each block printed, of the whole tutorial."""
+    folder, names = tmp_path_factory.mktemp("tutorial"), {}
+    with walnut(folder):
         said = [run_block(*block, names) for block in find_blocks("tutorial", "python", "bash")]
     return folder, names, said
 
@@ -104,6 +113,26 @@ def test_labels_of_the_tutorial_are_those_of_the_run(tutorial):
     own = nb.load(tutorial[0] / "tissue_in_T1w.nii.gz").get_fdata()
     run = nb.load(tutorial[0] / "derivatives/sub-demo/anat/sub-demo_space-T1w_seg-tissue_dseg.nii.gz").get_fdata()
     assert (own == run)[run > 0].mean() > 0.9
+
+
+def test_training_on_three_brains_runs(tmp_path):
+    """The tutorial of the training page: `make train-pack` before it is left out, and steps are few."""
+    simulate, (_, settings), start = (
+        *find_blocks("training", "python"),
+        *find_blocks("training", "toml"),
+        "mmln train",
+    )
+    (run,) = (block for block in find_blocks("training", "bash") if block[1].startswith(start))
+    with walnut(tmp_path):
+        run_block(*simulate, {})
+        shorter = re.sub(r"steps = \d+", "steps = 2", settings.replace("halvings = 1", "halvings = 0"))
+        Path("three.toml").write_text(shorter)
+        said = run_block(*run, {})
+    assert "packing scans: 3/3 brains_sub-0" in said
+    assert "weights are chosen by loss on training pairs" in said
+    assert said.count("stage 1 kept") + said.count("stage 1 DROPPED") == 1 == said.count("stage 2 kept")
+    assert "three.safetensors: level 3 adds nothing" in said
+    assert (tmp_path / "pair" / "warp.nii.gz").is_file()
 
 
 # ------------------------------------------------------------------------------------------------ examples

@@ -320,7 +320,7 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def parse_config(content: dict[str, Any]) -> TrainConfig:
-    """Build a training configuration from plain values, as a TOML file or a checkpoint has them.
+    """Make a training configuration from plain values, as its file or a checkpoint has them.
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class Volume:
     ----------
     name, person : str
     image : Tensor, shape (1, I, J, K), uint8
-    labels : Tensor, shape (1, I, J, K), int16
+    labels : Tensor of int, shape (1, I, J, K)
         Of shape (0, I, J, K) when the scan has none.
     """
 

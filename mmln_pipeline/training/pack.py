@@ -102,7 +102,8 @@ def pack_volume(source: Source, template_name: str, folder: Path) -> None:
         arrays: dict[str, Any] = {"image": np.round(aligned * 255).astype(np.uint8)}
         if source.labels is not None:
             labels = conform(load_labels(source.labels, "training labels"), grid, affine, "nearest")
-            arrays["labels"] = np.asarray(labels.dataobj).astype(np.int16)
+            numbers = np.asarray(labels.dataobj)
+            arrays["labels"] = numbers.astype(np.promote_types(np.int16, np.min_scalar_type(int(numbers.max()))))
     except (ValueError, RuntimeError) as error:  # SimpleITK raises the latter
         raise ValueError(f"training image {source.image}: cannot be prepared ({error})") from error
     with atomic_path(folder / f"{source.name}.npz") as temporary:

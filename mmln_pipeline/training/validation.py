@@ -41,7 +41,7 @@ def validate(model: MMLN, volumes: Sequence[Volume], levels: int, table: LabelTa
     rows = []
     for fixed, moving in validation_pairs(volumes):
         _, displacement = _register(model, fixed, moving, levels)
-        moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().short().cpu().numpy()
+        moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().int().cpu().numpy()
         overlap = label_mean(dice(fixed.labels[0].cpu().numpy(), moved, table))
         volume = label_mean(tc(moving.labels[0].cpu().numpy(), moved, table))
         rows.append({"dice": overlap, **_regularity(fixed, displacement), "tc": volume})
