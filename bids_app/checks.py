@@ -34,6 +34,8 @@ class Method:
         `cpu` or `cuda:N`.
     stripper : str
         What strips raw heads: `synthstrip`, `atlas` or, where all images are stripped, `skip`.
+    other_templates : tuple of str
+        Names of those that the output directory holds results for besides.
     """
 
     provenance: Provenance
@@ -41,11 +43,18 @@ class Method:
     tables: Mapping[str, str]
     device: str
     stripper: str
+    other_templates: tuple[str, ...] = ()
 
     @property
     def template(self) -> str:
         """Return the names of the templates as text."""
         return ", ".join(target.name for target in self.targets)
+
+    @property
+    def all_templates(self) -> str:
+        """Return the names of the templates of the whole dataset as text."""
+        names = {target.name for target in self.targets} | {*self.other_templates}
+        return ", ".join(sorted(names)) if self.other_templates else self.template
 
     def apart(self, name: str) -> str:
         """Return how a file of the whole dataset is called: with the template where it is a further one."""

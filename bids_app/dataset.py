@@ -104,7 +104,7 @@ def _describe(config: Config, method: Method) -> dict:
             {
                 "Name": NAME,
                 "Version": __version__,
-                "Description": f"Registration of T1-weighted images to {method.template}",
+                "Description": f"Registration of T1-weighted images to {method.all_templates}",
             }
         ],
         "SourceDatasets": [{"URL": root.as_uri()} for root in method.provenance.links.values()],

@@ -40,7 +40,8 @@ def name_apart(output_dir: Path, method: Method) -> Method:
     targets = tuple(_name_target(target, records) for target in method.targets)
     renamed = {old.atlas: new.atlas for old, new in zip(method.targets, targets, strict=True)}
     tables = {renamed.get(atlas) or atlas: table for atlas, table in method.tables.items()}
-    return replace(method, targets=targets, tables=tables)
+    names = {str(record.get("template")) for record in records.values()} - {target.name for target in targets}
+    return replace(method, targets=targets, tables=tables, other_templates=tuple(sorted(names)))
 
 
 def _name_target(target: Target, records: Mapping[str, Mapping]) -> Target:

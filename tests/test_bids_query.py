@@ -47,6 +47,7 @@ def test_filter_file(place, tmp_path, filters, expected):
         ("[1]", "expected"),
         ('{"bold": {}}', "expected one of t1w"),
         ('{"t1w": {"sesion": "a"}}', "sesion"),
+        ('{"t1w": {"suffix": "UNIT1"}}', '"suffix": expected "T1w", found "UNIT1"'),
         ('{"t1w": {"session": {"a": 1}}}', '"t1w": "session": expected text'),
         ('{"t1w": {"session": "zz"}}', "no T1w image with these sessions and filters"),
         ('{"t1w": {"session": "zz", "run": null}}', '"t1w": {"session": "zz"}'),
@@ -168,6 +169,38 @@ def test_two_files_of_one_image(longitudinal, command, capsys):
     assert command(bids=longitudinal / "raw") == 2
     line = one_error(capsys)
     assert "sub-01_ses-b_T1w.nii.gz and " in line and "sub-01_ses-b_T1w.nii: two files of one image" in line
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, ["chunk-1", "chunk-2", "echo-1", "echo-2", "rec-dis", "rec-nd"]),
+        ({"reconstruction": "dis"}, ["rec-dis"]),
+        ({"echo": 2}, ["echo-2"]),
+        ({"echo": "1", "chunk": None}, ["echo-1"]),
+        ({"chunk": [1, 2]}, ["chunk-1", "chunk-2"]),
+        ({"echo": None, "chunk": None, "reconstruction": ["nd"]}, ["rec-nd"]),
+    ],
+)
+def test_parts_and_variants_have_results_of_their_own(tmp_path, filters, expected):
+    describe(tmp_path / "raw")
+    for name in ("rec-dis", "rec-nd", "echo-1", "echo-2", "chunk-1", "chunk-2"):
+        write_image(make_brain(), tmp_path / f"raw/sub-01/anat/sub-01_{name}_T1w.nii.gz")
+    path = tmp_path / "filter.json"
+    path.write_text(json.dumps({"t1w": filters}))
+    assert stems(tmp_path, "--bids-filter-file", str(path)) == [f"sub-01_{name}" for name in expected]
+
+
+def test_subjects_with_nothing_but_a_uniform_image_are_named(tmp_path, command, capsys):
+    describe(tmp_path / "raw")
+    write_image(make_brain(), tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz")
+    for name in ("UNIT1", "inv-1_part-mag_MP2RAGE"):
+        write_image(make_brain(), tmp_path / f"raw/sub-02/anat/sub-02_{name}.nii.gz")
+    assert command("--dry-run", bids=tmp_path / "raw") == 0
+    line = "sub-02: skipped, no T1w image (only UNIT1, the uniform image of MP2RAGE: sub-02_UNIT1.nii.gz"
+    assert line in capsys.readouterr().out
+    assert command("--participant-label", "02", bids=tmp_path / "raw") == 2
+    assert "no T1w image of sub-02 (only UNIT1" in one_error(capsys)
 
 
 # ------------------------------------------------------------------------- masks and labels that do not fit
