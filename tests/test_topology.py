@@ -12,13 +12,13 @@ import torch
 
 from mmln_pipeline import TopologyError, register, weights
 from mmln_pipeline.bids_app.arguments import parse_args
-from mmln_pipeline.bids_app.execution import _find_cause
 from mmln_pipeline.cli import main
 from mmln_pipeline.fields import topology
 from mmln_pipeline.fields.topology import FLOOR, enforce
 from mmln_pipeline.fields.warping import cell_volumes, integrate, jacobian_determinant, ndv, resize_image, taper
 from mmln_pipeline.interfaces import MMLNRegistration
 from mmln_pipeline.registration import steps
+from mmln_pipeline.reporting.crashes import find_cause
 from mmln_pipeline.space.grids import Grid
 
 SHAPE = (24, 28, 32)
@@ -180,4 +180,4 @@ def test_nipype_and_the_bids_app_pass_the_option_on(pair, monkeypatch, tmp_path)
     assert parse_args(arguments).topology == "strict"
     assert parse_args([*arguments, "--topology", "off"]).topology == "off"
     message = "The warp still folds after 30 rounds"
-    assert _find_cause(f"Traceback:\n\tmmln_pipeline.result.TopologyError: {message}\n") == message
+    assert find_cause(f"Traceback:\n\tmmln_pipeline.result.TopologyError: {message}\n") == message
