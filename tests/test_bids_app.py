@@ -102,7 +102,8 @@ def test_second_run_changes_nothing(finished):
 
 
 def test_an_input_replaced_at_equal_size_and_date_is_registered_anew(place, command, tmp_path):
-    path = place / "raw/sub-02/anat/sub-02_run-1_T1w.nii.gz"
+    raw = shutil.copytree(place / "raw", tmp_path / "raw")
+    path = raw / "sub-02/anat/sub-02_run-1_T1w.nii.gz"
     image, stat = nb.load(path), path.stat()
     data = image.get_fdata(dtype=np.float32)
     options = ["--participant-label", "02", "--sloppy"]
@@ -112,7 +113,7 @@ def test_an_input_replaced_at_equal_size_and_date_is_registered_anew(place, comm
         path.with_suffix("").write_bytes((tmp_path / "new.nii").read_bytes())
         path.unlink(missing_ok=True)
         os.utime(path.with_suffix(""), ns=(stat.st_atime_ns, stat.st_mtime_ns))
-        assert command(*options) == 0
+        assert command(*options, bids=raw) == 0
         record = json.loads((tmp_path / "out/sub-02/anat/sub-02_run-1_desc-registration_qc.json").read_text())
         seen.append(record["input_sha256"]["T1w image of sub-02_run-1_T1w.nii"])
     assert seen[0] != seen[1]
