@@ -30,7 +30,7 @@ def list_packages():
     return names
 
 
-TRAIN = ["joblib>=1.3", "lightning>=2.2"]
+TRAIN = ["joblib>=1.4", "lightning>=2.2"]
 TEST = [
     *TRAIN,
     "antspyx>=0.5",

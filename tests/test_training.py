@@ -323,12 +323,13 @@ def test_a_stage_that_does_not_help_is_dropped_by_name(project, monkeypatch, cap
 
 
 def test_a_first_stage_that_spoils_the_weights_it_started_from_is_dropped(project, monkeypatch, capsys):
-    project.write_text(project.read_text().replace("[network]", 'initial_weights = "start.safetensors"\n[network]'))
+    text = project.read_text().replace("[network]", 'initial_weights = "start.safetensors"\n[network]')
+    project.write_text(text[: text.index("[[stages]]\nlevels = [2]")])
     monkeypatch.chdir(project.parent)
     start = MMLN(load_config(project).network)
     torch.nn.init.constant_(start.levels[0].head.weight, 1e-3)
     save_model(start, project.parent / "start.safetensors", {"name": "start"})
-    ranks = iter([0.8] + 7 * [0.5])
+    ranks = iter([0.8, 0.5, 0.5])
     monkeypatch.setattr(validation, "validate", lambda *_: {"dice": next(ranks)})
     model, card = load_model(train(project, device="cpu"))
     assert torch.equal(model.levels[0].head.weight, start.levels[0].head.weight)
