@@ -290,6 +290,13 @@ def test_windows_stay_inside_with_even_starts(rng):
         assert tuple(s.stop - s.start for s in window) == (16, 20, 24)
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_its_log_again(project):
+    train(project, minutes=1e-9, device="cpu")
+    (project.parent / "run" / "checkpoint.pt").unlink()
+    train(project, minutes=1e-9, device="cpu")
+    assert [row[:2] for row in read_log(project.parent / "run")[1:]] == [["1", "1"]]
+
+
 def test_a_run_killed_between_checkpoints_repeats_its_steps_once(project):
     train(project, minutes=1e-9, device="cpu")
     log = project.parent / "run" / "log.csv"

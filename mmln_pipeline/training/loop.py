@@ -237,6 +237,7 @@ class Trainer:
         checkpoint = self.output / CHECKPOINT
         stored = self._load(checkpoint) if resume and checkpoint.is_file() else None
         if stored is None:
+            (self.output / "log.csv").unlink(missing_ok=True)  # of a run that never came to a checkpoint
             self._score_start()
         for stage in range(self.progress.stage, len(self.config.stages)):
             if stage != self.progress.stage:
