@@ -13,6 +13,7 @@ from mmln_pipeline.bids_app.template_option import find_targets
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
 from mmln_pipeline.machine.devices import resolve_device
+from mmln_pipeline.machine.files import existing_part
 from mmln_pipeline.machine.toml import parse_toml
 from mmln_pipeline.weights import load_model
 from mmln_pipeline.workflows import Provenance, Target
@@ -76,7 +77,7 @@ def check_paths(config: Config) -> None:
     for name, path in (("OUTPUT_DIR", config.output_dir), ("--work-dir", config.work_dir)):
         if path.exists() and not path.is_dir():
             raise UsageError(f"{name} {path}: expected a folder, found a file")
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        there = existing_part(path)
         if not config.dry_run and not os.access(there, os.W_OK):
             raise UsageError(f"{name} {path}: {there} cannot be written to: choose another folder")
         if path.is_relative_to(config.bids_dir) and derivatives not in path.parents:

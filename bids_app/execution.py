@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from nipype.pipeline.plugins.linear import LinearPlugin
 from nipype.utils.filemanip import indirectory
 
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.bids_app.workers import WorkerPool, set_log_level
+from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.progress import progress_bar
 from mmln_pipeline.reporting.crashes import find_cause, read_crash
-from mmln_pipeline.space.placement import HeaderWarning
 from mmln_pipeline.workflows import Scan
 
 LEVELS = (logging.CRITICAL, logging.INFO, logging.DEBUG)
@@ -120,8 +118,7 @@ def configure_nipype(config: Config) -> None:
         record.parent.mkdir(parents=True, exist_ok=True)
         nipype.config.set("monitoring", "summary_file", str(record))  # update_config passes this section over
     nipype.config.resource_monitor = config.resource_monitor
-    warnings.simplefilter("ignore", HeaderWarning)  # told before the work began
-    set_log_level(LEVELS[min(config.verbose, 2)])
+    set_loudness(LEVELS[min(config.verbose, 2)])
 
 
 def _make_runner(config: Config, arguments: dict) -> LinearPlugin | WorkerPool:

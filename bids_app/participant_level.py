@@ -19,7 +19,7 @@ from mmln_pipeline.bids_app.naming import name_apart
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.reporting.record import read_records
-from mmln_pipeline.space.placement import find_placement
+from mmln_pipeline.space.placement import find_placements
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
 
 NETWORK_GB = 5.0
@@ -95,11 +95,10 @@ def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
     str
         One line a file.
     """
-    for files in (*(scan.files for scan in scans), *(target.files for target in method.targets)):
-        for name, path in files.items():
-            placement = find_placement(path)
-            if placement is not None:
-                yield f"{name}: {path}: {placement.describe()}"
+    templates = (find_placements(target.files) for target in method.targets)
+    for found in (*(scan.placements for scan in scans), *templates):
+        for name, placement in found.items():
+            yield f"{name}: {placement.path}: {placement.describe()}"
 
 
 def build_workflow(

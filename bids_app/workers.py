@@ -106,16 +106,18 @@ class WorkerPool(MultiProcPlugin):
         )
 
 
-def set_log_level(level: int) -> None:
-    """Set how much Nipype says in this process.
+def set_loudness(level: int | None) -> None:
+    """Set how much is said in this process, by Nipype and of headers.
 
     Parameters
     ----------
-    level : int
-        As in `logging`.
+    level : int or None
+        Level of Nipype's loggers, as in `logging`; None leaves them.
     """
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(level)
+    warnings.simplefilter("ignore", HeaderWarning)  # told before the work began
+    if level is not None:
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(level)
 
 
 def start_worker(folder: str, level: int | None, monitor: bool) -> None:
@@ -136,9 +138,7 @@ def start_worker(folder: str, level: int | None, monitor: bool) -> None:
     os.environ["NIPYPE_NO_ET"] = "1"
     os.chdir(folder)
     nipype.config.resource_monitor = monitor
-    warnings.simplefilter("ignore", HeaderWarning)  # told before the work began
-    if level is not None:
-        set_log_level(level)
+    set_loudness(level)
 
 
 def _die_with_parent() -> None:

@@ -15,7 +15,7 @@ from mmln_pipeline.images.volumes import load_image, load_labels, normalize_inte
 from mmln_pipeline.registration.pair import load_pair
 from mmln_pipeline.scores.quality import judge
 from mmln_pipeline.space.grids import new_image
-from mmln_pipeline.space.placement import HeaderWarning, find_placement, score_headers
+from mmln_pipeline.space.placement import HeaderWarning, find_placement, find_placements, score_headers
 from mmln_pipeline.space.transforms import DisplacementField, Transform, read_transform, save_affine, save_displacement
 
 TURN = np.array([[0.97, -0.26, 0, 4.0], [0.26, 0.97, 0, -3.0], [0, 0, 1, 2.0], [0, 0, 0, 1.0]])
@@ -46,7 +46,7 @@ def test_forms_that_programs_read_differently(tmp_path, sform_code, qform_code, 
     np.testing.assert_allclose(image.affine, nib.load(path).affine, atol=1e-5)
     placement = find_placement(path)
     assert placement.form == form and placement.centre_mm > 1
-    headers = score_headers({"T1w": path})
+    headers = score_headers(find_placements({"T1w": path}))
     assert headers["itk_distance_mm"] == placement.largest_mm and form in headers["doubts"]
     verdict = judge({"headers": headers})
     assert verdict["verdict"] == "look" and "NiBabel and ITK" in verdict["reasons"][0]
@@ -68,7 +68,7 @@ def test_headers_that_say_one_thing(tmp_path, codes):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_image(path)
-    headers = score_headers({"T1w": path})
+    headers = score_headers(find_placements({"T1w": path}))
     assert headers["itk_distance_mm"] == 0 and headers["doubts"] is None
     assert judge({"headers": headers})["verdict"] == "pass"
 

@@ -65,14 +65,19 @@ def is_running(pid):
         return False
 
 
+def start_program(folder):
+    """Start the program in a session of its own, as a terminal does."""
+    (folder / "program.py").write_text(PROGRAM)
+    command = [sys.executable, str(folder / "program.py"), str(folder)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
 @pytest.fixture
 def busy_run(tmp_path):
     """A run whose two workers are busy, each with a program that it started: the process, and the four others' ids."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process = start_program(tmp_path)
     files = [tmp_path / f"pids-{number}" for number in range(2)]
     wait_until(lambda: all(file.exists() for file in files))
     yield process, [int(pid) for file in files for pid in file.read_text().split()]
@@ -108,11 +113,7 @@ def test_interrupt_shows_no_traceback(busy_run):
 
 
 def test_interrupt_while_workers_start(tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    process = start_program(tmp_path)
     children = f"/proc/{process.pid}/task/{process.pid}/children"
     wait_until(lambda: len(Path(children).read_text().split()) > 1)  # the tracker of resources is the first
     os.killpg(process.pid, signal.SIGINT)

@@ -1,14 +1,9 @@
 """Methods text of a run: the prose of its workflows, and the references that it cites."""
 
 import re
-from pathlib import Path
 
 from nipype.pipeline import engine as pe
-from pybtex.backends.markdown import Backend
-from pybtex.database import BibliographyData, parse_file
-from pybtex.style.formatting.unsrt import Style
 
-REFERENCES = Path(__file__).with_name("references.bib")
 CITED = re.compile(r"\[@(\w+)\]")
 
 
@@ -48,25 +43,14 @@ def write_boilerplate(workflow: pe.Workflow) -> tuple[str, str]:
     bibtex : str
         The references alone, in the same order.
     """
+    from mmln_pipeline.workflows.bibliography import format_references
+
     text = collect_methods(workflow)
     cited = list(dict.fromkeys(CITED.findall(text)))
-    entries = BibliographyData({key: parse_file(REFERENCES).entries[key] for key in cited})
+    references, bibtex = format_references(cited)
     text = CITED.sub(lambda found: f"[{cited.index(found[1]) + 1}]", text)
-    references = [_render(entry) for entry in Style(abbreviate_names=True).format_bibliography(entries, cited)]
     listed = "\n".join(f"{number}. {reference}" for number, reference in enumerate(references, start=1))
-    return f"# Methods\n\n{text}\n\n# References\n\n{listed}\n", entries.to_string("bibtex")
-
-
-class _Plain(Backend):
-    """Markdown without backslashes: no reference has a character that means something else in it."""
-
-    def format_str(self, text: str) -> str:
-        return text
-
-
-def _render(entry) -> str:
-    """Return a formatted reference as one line of Markdown."""
-    return " ".join(entry.text.render(_Plain()).split())
+    return f"# Methods\n\n{text}\n\n# References\n\n{listed}\n", bibtex
 
 
 def _walk(workflow: pe.Workflow):

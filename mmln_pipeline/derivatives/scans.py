@@ -2,7 +2,10 @@
 
 import re
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+
+from mmln_pipeline.space.placement import Placement, find_placements
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ class Scan:
             for name, kind in kinds.items()
             if (path := getattr(image, kind)) is not None and path.is_file()
         }
+
+    @cached_property
+    def placements(self) -> dict[str, Placement]:
+        """Return which of its files NiBabel and ITK place differently, by what they are and whose."""
+        return find_placements(self.files)
 
     @property
     def stem(self) -> str:

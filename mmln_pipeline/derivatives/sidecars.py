@@ -258,7 +258,7 @@ def _describe_volumes(dseg: str, atlas: str) -> dict:
 
 def _header_reading(scan: Scan) -> dict:
     """Say which reading of an image's header was used, where programs differ."""
-    doubts = score_headers(scan.files)["doubts"]
+    doubts = score_headers(scan.placements)["doubts"]
     return {"HeaderReading": doubts} if doubts else {}
 
 

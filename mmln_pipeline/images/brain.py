@@ -10,7 +10,7 @@ from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
 from mmln_pipeline.images.volumes import brain_mask
-from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.grids import check_same_grid, new_image
 
 _LOW_PERCENTILE = 0.5
 """What becomes 0 of a signed image: the darkest voxels of the brain."""
@@ -45,15 +45,11 @@ class Brain:
     name: str = "image"
 
     def __post_init__(self) -> None:
-        grid = Grid.of(self.image)
         for what, part in (("mask", self.mask), ("lesion mask", self.lesion)):
-            if part is not None and not grid.matches(part):
-                raise ValueError(
-                    f"The {self.name} {what} must lie on the grid of the {self.name} image: "
-                    f"{grid.describe_difference(part)}; resample it first (mmln apply)."
-                )
+            if part is not None:
+                check_same_grid(part, f"{self.name} {what}", self.image, f"{self.name} image")
         if self.mask is not None and not np.asanyarray(self.mask.dataobj).any():
-            raise ValueError(f"{self.name} mask: expected a brain, found all {np.prod(grid.shape)} voxels zero")
+            raise ValueError(f"{self.name} mask: expected a brain, found all {np.prod(self.mask.shape)} voxels zero")
 
     @cached_property
     def intensities(self) -> Nifti1Image:

@@ -52,7 +52,7 @@ class RecordRegistration(SimpleInterface):
     def _run_interface(self, runtime):
         from mmln_pipeline.machine.files import checksum
         from mmln_pipeline.scores.quality import judge
-        from mmln_pipeline.space.placement import score_headers
+        from mmln_pipeline.space.placement import find_placements, score_headers
 
         measured = json.loads(Path(self.inputs.metrics).read_text(encoding="utf-8"))
         facts = dict(self.inputs.facts) if isdefined(self.inputs.facts) else {}
@@ -61,7 +61,7 @@ class RecordRegistration(SimpleInterface):
         scores = {**facts, **measured, **facts}  # facts stand first, and have the last word
         scores["seconds"] = self._seconds(measured.get("seconds") or {})
         if isdefined(self.inputs.sources):
-            scores["headers"] = score_headers(self.inputs.sources)
+            scores["headers"] = score_headers(find_placements(self.inputs.sources))
             scores["input_sha256"] = {name: checksum(Path(path)) for name, path in self.inputs.sources.items()}
             scores["qc"] = judge(scores)
         self._results.update(write_record(scores, Path(runtime.cwd)))

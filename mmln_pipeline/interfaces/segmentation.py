@@ -92,9 +92,9 @@ class ScoreLabels(SimpleInterface):
 
     def _run_interface(self, runtime):
         from mmln_pipeline.images.volumes import load_labels
-        from mmln_pipeline.registration.pair import check_same_grid
         from mmln_pipeline.scores import metrics
         from mmln_pipeline.scores.evaluation import jsonable, score_labels
+        from mmln_pipeline.space.grids import check_same_grid
 
         labels = load_labels(self.inputs.in_file, name="labels")
         truth = load_labels(self.inputs.reference, name="T1w labels")

@@ -93,6 +93,11 @@ def why_unreadable(path: str | os.PathLike[str]) -> str | None:
     return None if head else "is empty"
 
 
+def existing_part(path: Path) -> Path:
+    """Return a path, or the nearest folder above it that is there: what decides whether the rest can be made."""
+    return next(part for part in (path, *path.absolute().parents) if part.exists())
+
+
 def checksum(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -16,8 +16,8 @@ from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear.affine import load_affine
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import Settings
-from mmln_pipeline.space.grids import Grid, in_mm
-from mmln_pipeline.space.placement import score_headers
+from mmln_pipeline.space.grids import check_same_grid, in_mm
+from mmln_pipeline.space.placement import find_placements, score_headers
 
 ImageSource = str | Path | Nifti1Image
 
@@ -94,7 +94,7 @@ def load_pair(
         _load_labels(fixed_dseg, "fixed dseg", fixed_image, "fixed image", table),
         _load_labels(moving_dseg, "moving dseg", moving_image, "moving image", table),
         table,
-        score_headers({name: path for name, path in files.items() if isinstance(path, str | Path)}),
+        score_headers(find_placements({name: path for name, path in files.items() if isinstance(path, str | Path)})),
     )
 
 
@@ -131,17 +131,6 @@ def read_start(init: str | Path | NDArray[np.float64]) -> NDArray[np.float64] | 
             f"init: expected {', '.join(option.words)} or an ITK affine file; no such file: '{init}'."
         )
     return load_affine(init)
-
-
-def check_same_grid(image: Nifti1Image, name: str, reference: Nifti1Image, reference_name: str, path: str = "") -> None:
-    """Raise a ValueError unless two images share a grid (`Grid.matches`)."""
-    grid = Grid.of(reference)
-    if not grid.matches(image):
-        where = f"{name} {path}" if path else name
-        raise ValueError(
-            f"The {where} must lie on the grid of the {reference_name}: {grid.describe_difference(image)}; "
-            "resample it first (mmln apply)."
-        )
 
 
 def _load_image(source: ImageSource, name: str) -> Nifti1Image:

@@ -175,8 +175,10 @@ def check_output_dir(path: str | Path, make: bool = True) -> Path:
     ValueError
         If the path, or a parent of it, is a file or cannot be written to.
     """
+    from mmln_pipeline.machine.files import existing_part
+
     folder = Path(path)
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    there = existing_part(folder)
     if not there.is_dir():
         raise ValueError(f"Output directory '{folder}' cannot be created: '{there}' is a file; give a writable folder.")
     if not os.access(there, os.W_OK):

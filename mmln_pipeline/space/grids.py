@@ -139,6 +139,17 @@ def check_affine(matrix: np.ndarray, name: str) -> np.ndarray:
     return matrix
 
 
+def check_same_grid(image: Nifti1Image, name: str, reference: Nifti1Image, reference_name: str, path: str = "") -> None:
+    """Raise a ValueError unless two images share a grid (`Grid.matches`)."""
+    grid = Grid.of(reference)
+    if not grid.matches(image):
+        where = f"{name} {path}" if path else name
+        raise ValueError(
+            f"The {where} must lie on the grid of the {reference_name}: {grid.describe_difference(image)}; "
+            "resample it first (mmln apply)."
+        )
+
+
 def on_most_common_grid(images: Sequence[Lattice]) -> Lattice:
     """Return the first image on the grid that most images have.
 

@@ -104,7 +104,24 @@ def find_placement(path: str | os.PathLike[str]) -> Placement | None:
     return Placement(Path(path), form, other, float(apart.max()), float(apart[0]))
 
 
-def warn_of_placement(path: str | os.PathLike[str], name: str) -> Placement | None:
+def find_placements(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Placement]:
+    """Ask NiBabel and ITK where some images lie.
+
+    Parameters
+    ----------
+    paths : mapping of str to path-like
+        By what the image is called.
+
+    Returns
+    -------
+    dict of str to Placement
+        Those that the two read differently, by the same names.
+    """
+    found = {name: find_placement(path) for name, path in paths.items()}
+    return {name: placement for name, placement in found.items() if placement is not None}
+
+
+def warn_of_placement(path: str | os.PathLike[str], name: str) -> None:
     """Find where NiBabel and ITK place an image, and warn where they differ.
 
     Parameters
@@ -114,11 +131,6 @@ def warn_of_placement(path: str | os.PathLike[str], name: str) -> Placement | No
     name : str
         How to call it in the warning.
 
-    Returns
-    -------
-    Placement or None
-        As of `find_placement`.
-
     Warns
     -----
     HeaderWarning
@@ -127,16 +139,15 @@ def warn_of_placement(path: str | os.PathLike[str], name: str) -> Placement | No
     placement = find_placement(path)
     if placement is not None:
         warnings.warn(f"{name} {path}: {placement.describe()}", HeaderWarning, stacklevel=2)
-    return placement
 
 
-def score_headers(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]:
+def score_headers(found: Mapping[str, Placement]) -> dict[str, Any]:
     """Say how the headers of some images are read.
 
     Parameters
     ----------
-    paths : mapping of str to path-like
-        By what the image is called.
+    found : mapping of str to Placement
+        As of `find_placements`.
 
     Returns
     -------
@@ -144,7 +155,6 @@ def score_headers(paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, Any]
         ``used`` (whose reading counts), ``itk_distance_mm`` (the largest one found, 0 where both agree),
         ``itk_refuses`` (number of images that ITK cannot place) and ``doubts`` (text, or None).
     """
-    found = {name: placement for name, path in paths.items() if (placement := find_placement(path)) is not None}
     texts = [f"{name} {placement.path.name}: {placement.describe()}" for name, placement in found.items()]
     return {
         "used": USED,
