@@ -19,6 +19,7 @@ from mmln_pipeline.workflows import Scan
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="POSIX signals")
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from mmln_pipeline.bids_app import run
@@ -46,6 +47,8 @@ def work(argv):
 
 run._run = work
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, however the tests were started
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     sys.exit(run.main(sys.argv[1:]))
 """
 
