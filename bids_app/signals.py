@@ -41,6 +41,30 @@ def stop_on_signals() -> Iterator[None]:
         os.close(writer)  # which ends the thread
 
 
+@contextmanager
+def stop_later() -> Iterator[None]:
+    """Put a stop off until the block is done; processes started in the block never see Ctrl-C, which is ours to answer.
+
+    A parent that left in the middle of starting a process would leave it without its orders, and it would say so.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    received: list[int] = []
+    numbers = [number for number in map(_number, STOPPED) if number and signal.getsignal(number) is _stop]
+    for number in numbers:
+        signal.signal(number, lambda number, _: received.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which children inherit; threads still get it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number in numbers:
+            signal.signal(number, _stop)
+    if received:
+        _stop(received[0], None)
+
+
 def say_stopped(number: int = signal.SIGINT) -> int:
     """Say why the program stops, and return its exit code.
 

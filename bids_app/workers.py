@@ -5,10 +5,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from multiprocessing import connection, get_context, parent_process
 from traceback import format_exception
@@ -18,6 +17,7 @@ import numpy as np
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.utils.misc import str2bool
 
+from mmln_pipeline.bids_app.signals import stop_later
 from mmln_pipeline.space.placement import HeaderWarning
 
 LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
@@ -81,7 +81,7 @@ class WorkerPool(MultiProcPlugin):
                 return worker, worker.submit(*task)
         worker = self._make_worker()
         self._workers.add(worker)
-        with _no_interrupt():
+        with stop_later():
             return worker, worker.submit(*task)
 
     def _make_worker(self) -> ProcessPoolExecutor:
@@ -156,16 +156,3 @@ def _kill_group(pid: int) -> None:
     with suppress(OSError):
         if hasattr(os, "killpg") and os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Start processes that never see Ctrl-C, which is their parent's to answer: they inherit what is blocked."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
