@@ -1,10 +1,8 @@
 """Checks of a run's settings before any work, and what they find out: templates, weights, device."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
@@ -14,7 +12,6 @@ from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
 from mmln_pipeline.machine.devices import resolve_device
 from mmln_pipeline.machine.files import existing_part
-from mmln_pipeline.machine.toml import parse_toml
 from mmln_pipeline.weights import load_model
 from mmln_pipeline.workflows import Provenance, Target
 
@@ -137,49 +134,3 @@ def prepare_method(config: Config) -> Method:
         },
     )
     return Method(provenance, targets, tables, device, stripper)
-
-
-def read_plugin(path: Path) -> dict:
-    """Read Nipype's plugin and its arguments.
-
-    Parameters
-    ----------
-    path : Path
-        TOML, JSON or YAML file with `plugin` and `plugin_args`.
-
-    Returns
-    -------
-    dict
-        Arguments of Nipype's `Workflow.run`.
-
-    Raises
-    ------
-    UsageError
-        The file cannot be read, or names no plugin.
-    """
-    try:
-        content = _parse_settings(path.read_text(encoding="utf-8-sig"), path.suffix.lower())
-    except (OSError, ValueError) as error:  # text that is not UTF-8 among them
-        raise UsageError(f"--use-plugin {path}: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("plugin"), str):
-        raise UsageError(f"--use-plugin {path}: expected plugin = NAME (and plugin_args)")
-    unknown = set(content) - {"plugin", "plugin_args"}
-    if unknown or not isinstance(content.get("plugin_args", {}), dict):
-        raise UsageError(f"--use-plugin {path}: expected plugin and plugin_args only, found {', '.join(content)}")
-    return {"plugin": content["plugin"], "plugin_args": dict(content.get("plugin_args", {}))}
-
-
-def _parse_settings(text: str, suffix: str):
-    """Parse TOML, JSON or YAML by the file's ending; raise ValueError where it is not that."""
-    if suffix == ".toml":
-        return parse_toml(text.encode())
-    if suffix == ".json":
-        return json.loads(text)
-    if suffix in (".yml", ".yaml"):
-        import yaml
-
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(f"not valid YAML: {str(error).splitlines()[0]}") from error
-    raise ValueError(f"expected a file ending in .toml, .json or .yml, found {suffix!r}")

@@ -12,10 +12,12 @@ from traceback import format_exception
 import nipype
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
-from nipype.pipeline.plugins.linear import LinearPlugin
+from nipype.pipeline import plugins
+from nipype.pipeline.plugins.base import PluginBase
 from nipype.utils.filemanip import indirectory
 
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.plugin_option import POOL, Plugin
 from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.progress import progress_bar
@@ -42,7 +44,7 @@ class Failure:
 
 
 def run_workflow(
-    workflow: pe.Workflow, config: Config, scans: Sequence[Scan], plugin: Mapping | None = None
+    workflow: pe.Workflow, config: Config, scans: Sequence[Scan], plugin: Plugin | None = None
 ) -> dict[str, Failure]:
     """Run a workflow to its end, whatever fails on the way.
 
@@ -54,8 +56,8 @@ def run_workflow(
         Settings of the run.
     scans : sequence of Scan
         The scans in it.
-    plugin : mapping or None, default None
-        Nipype's `plugin` and `plugin_args` in place of this module's choice.
+    plugin : Plugin or None, default None
+        Nipype's, in place of this module's choice.
 
     Returns
     -------
@@ -73,12 +75,9 @@ def run_workflow(
     # Nipype's monitor leaves its samples in the folder where the process stands.
     with indirectory(config.work_dir), progress_bar("mmln-bids", _count_steps(workflow)) as advance:
         arguments = {"status_callback": partial(_tell, advance, names, set())}
-        runner = _make_runner(config, arguments) if plugin is None else None
+        runner = _make_runner(config, arguments, plugin)
         try:
-            if plugin is not None:
-                workflow.run(plugin=plugin["plugin"], plugin_args=plugin["plugin_args"] | arguments)
-            else:
-                workflow.run(plugin=runner)
+            workflow.run(plugin=runner)
         except Exception as caught:  # Nipype raises any node's error again once the others are done
             error = caught
         finally:
@@ -121,20 +120,19 @@ def configure_nipype(config: Config) -> None:
     set_loudness(LEVELS[min(config.verbose, 2)])
 
 
-def _make_runner(config: Config, arguments: dict) -> LinearPlugin | WorkerPool:
-    """Choose the plugin: in this process for one processor, else worker processes."""
-    if config.nprocs == 1:
-        return LinearPlugin(plugin_args=arguments)
-    return WorkerPool(
-        arguments
-        | {
-            "n_procs": config.nprocs,
-            "memory_gb": config.mem_gb,
-            "n_gpu_procs": config.omp_nthreads,  # a GPU node counts its threads: one of them at a time
-            "raise_insufficient": False,
-            "log_level": LEVELS[min(config.verbose, 2)],
-        }
-    )
+def _make_runner(config: Config, arguments: dict, plugin: Plugin | None = None) -> PluginBase:
+    """Choose the plugin: the one asked for, else this process for one processor, and worker processes for more."""
+    name, given = plugin or Plugin("Linear" if config.nprocs == 1 else POOL, {})
+    if name != POOL:
+        return getattr(plugins, f"{name}Plugin")(plugin_args={**given, **arguments})
+    own = {
+        "n_procs": config.nprocs,
+        "memory_gb": config.mem_gb,
+        "n_gpu_procs": config.omp_nthreads,  # a GPU node counts its threads: one of them at a time
+        "raise_insufficient": False,
+        "log_level": LEVELS[min(config.verbose, 2)],
+    }
+    return WorkerPool(plugin_args={**own, **given, **arguments})
 
 
 def _count_steps(workflow: pe.Workflow) -> int:

@@ -9,13 +9,14 @@ from pathlib import Path
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline import __version__
-from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method, read_plugin
+from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method
 from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files, write_report
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
 from mmln_pipeline.bids_app.naming import name_apart
+from mmln_pipeline.bids_app.plugin_option import read_plugin
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.reporting.record import read_records

@@ -67,6 +67,8 @@ def test_wrong_usage(command, tmp_path, capsys, monkeypatch, options, words):
     [
         ("no = [toml", "not valid TOML"),
         ("[who]\nx = 1", "unknown section [who]"),
+        ("[what]\nderivatives = {raw = '/'}", "derivatives: expected names of letters, digits, _ and -, not raw"),
+        ("[what]\nderivatives = {'a/b' = '/'}", "found 'a/b'"),
         ("how = 3", "how: expected a section, [how], found 3"),
         ("[how]\nmodle = 'mmln'", "[how]: unknown key 'modle'; known are bias_correction,"),
         ("[how]\nbias_correction = 'no'", "expected true or false"),
@@ -162,6 +164,12 @@ def test_template_labels_off_the_grid(place, command, tmp_path, capsys):
         ("p.json", '{"n_procs": 2}', "expected plugin = NAME"),
         ("p.yml", "plugin: MultiProc\nother: 1", "plugin and plugin_args only"),
         ("p.txt", "plugin", "expected a file ending in"),
+        ("p.json", "[" * 100_000, "p.json: maximum recursion depth"),
+        ("p.toml", 'plugin = "Multi"', "plugin: expected one of Condor"),
+        ("p.toml", 'plugin = "SGE"\nplugin_args = 3', "plugin_args: expected arguments by their names, found 3"),
+        ("p.yml", "plugin: MultiProc\nplugin_args: {n_procs: two}", "plugin_args.n_procs: expected a whole number"),
+        ("p.yml", "plugin: MultiProc\nplugin_args: {n_procs: 0}", "n_procs: expected a whole number from 1, found 0"),
+        ("p.yml", "plugin: MultiProc\nplugin_args: {nprocs: 2}", "plugin_args: unknown key 'nprocs'; known are"),
     ],
 )
 def test_wrong_plugin_file(command, tmp_path, capsys, name, content, words):

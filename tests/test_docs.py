@@ -22,8 +22,9 @@ import mmln_pipeline
 from mmln_pipeline import cli, demo, interfaces, workflows
 from mmln_pipeline.atlas import templates
 from mmln_pipeline.bids_app import arguments as parser
-from mmln_pipeline.bids_app import checks, filters
+from mmln_pipeline.bids_app import filters
 from mmln_pipeline.bids_app.invocation import read_toml
+from mmln_pipeline.bids_app.plugin_option import read_plugin
 from mmln_pipeline.bids_app.run import main as run_bids_app
 from mmln_pipeline.cli.parser import build_parser as build_cli_parser
 from mmln_pipeline.derivatives import filenames
@@ -173,7 +174,7 @@ def test_settings_on_the_pages_are_read(tmp_path):
     assert read_toml(tmp_path / "config.toml")["refine"] == 0
     ((_, text),) = find_blocks("faq", "toml")
     (tmp_path / "plugin.toml").write_text(text)
-    assert checks.read_plugin(tmp_path / "plugin.toml")["plugin_args"] == {"n_procs": 8, "memory_gb": 32}
+    assert read_plugin(tmp_path / "plugin.toml").arguments == {"n_procs": 8, "memory_gb": 32}
 
 
 # ----------------------------------------------------------------------------------------- nothing left out

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from nipype.interfaces.utility import Function, Rename
 from nipype.pipeline import engine as pe
+from nipype.pipeline.plugins import LinearPlugin
 
 from mmln_pipeline.bids_app import execution
 from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.plugin_option import Plugin
 
 
 def identify():
@@ -75,7 +77,13 @@ def test_resource_monitor(tmp_path, monkeypatch, nprocs):
 
 def test_one_processor_stays_in_this_process(tmp_path):
     config = Config(tmp_path, tmp_path / "out", nprocs=1)
-    assert isinstance(execution._make_runner(config, {}), execution.LinearPlugin)
+    assert isinstance(execution._make_runner(config, {}), LinearPlugin)
+
+
+def test_workers_by_name_are_ours(tmp_path):
+    config = Config(tmp_path, tmp_path / "out", nprocs=1, mem_gb=3)
+    runner = execution._make_runner(config, {}, Plugin("MultiProc", {"n_procs": 4}))
+    assert isinstance(runner, execution.WorkerPool) and (runner.processors, runner.memory_gb) == (4, 3)
 
 
 def test_killed_worker_is_a_failure(tmp_path):

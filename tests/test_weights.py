@@ -57,6 +57,38 @@ def test_a_broken_card_is_named(saved):
     card.write_text(json.dumps({"name": "tiny"}))
     with pytest.raises(ValueError, match="no 'network'"):
         load_model(saved)
+    card.write_bytes(b'{"name": "\xe9"}')
+    with pytest.raises(ValueError, match=r"tiny\.json: not JSON: .*utf-8"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ([], "expected an object, found \\[\\]"),
+        ({"sha256": None}, "sha256: expected text, found None"),
+        ({"network": ["levels"]}, "network: expected an object"),
+        ({"network": {"layers": 3}}, "network: unknown key 'layers'"),
+        ({"network": {"channels": "4"}}, "network.channels: expected a whole number, found '4'"),
+        ({"network": {"channels": 0}}, "network.channels: expected at least 1, found 0"),
+        ({"network": {"channels": 2}}, r"levels\.\S+: expected, by its card, \(2, .*, found \(4, "),
+        ({"network": {"channels": 4, "levels": 2}}, "expected, by its card, no such tensor, found"),
+    ],
+)
+def test_a_foreign_card_is_named(saved, change, words):
+    card = saved.with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | change if change else change))
+    with pytest.raises(ValueError, match=rf"tiny\.(json|safetensors): .*{words}"):
+        load_model(saved)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    model = MMLN(NetworkConfig(channels=2, levels=1))
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    save_model(model, tmp_path / "tiny.safetensors", {"name": "tiny"})
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        load_model(tmp_path / "tiny.safetensors")
 
 
 def test_bundled_models_load_and_tell_where_they_come_from():

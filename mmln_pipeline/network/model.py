@@ -81,6 +81,9 @@ class NetworkConfig:
     symmetric: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("levels", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"network.{name}: expected at least 1, found {getattr(self, name)}")
         object.__setattr__(self, "slices", tuple(self.slices))
         object.__setattr__(self, "schedule", tuple(self.schedule) or tuple(range(1, self.levels + 1)))
         object.__setattr__(self, "symmetric", tuple(self.symmetric))

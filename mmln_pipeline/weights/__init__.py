@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from mmln_pipeline.machine.files import atomic_path, checksum, write_text
+from mmln_pipeline.machine.toml import to_dataclass
 from mmln_pipeline.network.model import MMLN, NetworkConfig
 
 FOLDER = Path(__file__).parent
@@ -74,7 +76,8 @@ def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> 
     Raises
     ------
     ValueError
-        When the name is unknown, the file is not safetensors, or its checksum is not the card's.
+        When the name is unknown, the card lacks something or describes another network, or the file is not
+        safetensors, holds numbers that are not finite, or has another checksum than its card's.
     FileNotFoundError
         When a path is given and the weights or their card are missing.
     """
@@ -83,13 +86,29 @@ def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> 
     found = checksum(path)
     if found != card["sha256"]:
         raise ValueError(f"model: {path} has SHA-256 {found[:12]}..., its card says {card['sha256'][:12]}...")
-    model = MMLN(NetworkConfig(**card["network"]))
     try:
-        with safe_open(path, framework="pt") as tensors:
-            model.load_state_dict({key: tensors.get_tensor(key) for key in tensors.keys()})  # noqa: SIM118
+        model = MMLN(to_dataclass(NetworkConfig, card["network"], "network"))
+    except ValueError as error:
+        raise ValueError(f"model card {path.with_suffix('.json')}: {error}") from error
+    model.load_state_dict(_read_tensors(path, {name: tuple(own.shape) for name, own in model.state_dict().items()}))
+    return model.eval().to(device), card
+
+
+def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Read the weights of a network whose tensors have the shapes expected."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"model: {path} is not a safetensors file: {error}") from error
-    return model.eval().to(device), card
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            shapes = (str(shapes.get(name, "no such tensor")) for shapes in (expected, found))
+            raise ValueError("model: {}: {}: expected, by its card, {}, found {}".format(path, name, *shapes))
+        if not tensors[name].isfinite().all():
+            raise ValueError(f"model: {path}: {name}: expected finite numbers, found others")
+    return tensors
 
 
 def save_model(model: MMLN, path: Path, card: dict[str, Any]) -> None:
@@ -139,12 +158,17 @@ def silent_levels(model: MMLN) -> list[int]:
 
 
 def _read_card(path: Path) -> dict[str, Any]:
+    """Read the card beside weights; what is read of it later must be there, in its form."""
     card = path.with_suffix(".json")
     try:
-        content: dict[str, Any] = json.loads(card.read_text())
-    except json.JSONDecodeError as error:
+        content: Any = json.loads(card.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # of decoding, or json.JSONDecodeError
         raise ValueError(f"model card {card}: not JSON: {error}") from error
-    missing = sorted({"name", "sha256", "network"} - set(content))
-    if missing:
-        raise ValueError(f"model card {card}: no {missing[0]!r}")
+    if not isinstance(content, dict):
+        raise ValueError(f"model card {card}: expected an object, found {content!r}")
+    for key, kind, words in (("network", dict, "an object"), ("name", str, "text"), ("sha256", str, "text")):
+        if key not in content:
+            raise ValueError(f"model card {card}: no {key!r}")
+        if not isinstance(content[key], kind):
+            raise ValueError(f"model card {card}: {key}: expected {words}, found {content[key]!r}")
     return content
