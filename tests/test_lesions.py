@@ -50,7 +50,7 @@ def refined(monkeypatch):
 
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Shift(), {"name": "shift", "sha256": "0" * 64}))
     monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, LIA))
-    monkeypatch.setattr(steps.warping, "taper", lambda velocity, shape: velocity)
+    monkeypatch.setattr(steps, "taper", lambda velocity, shape: velocity)
     monkeypatch.setattr(steps.refinement, "refine", refine)
     return seen
 

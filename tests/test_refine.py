@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmln_pipeline.fields.warping import compose, exponentiate, integrate, ndv, resize_image, warp
+from mmln_pipeline.fields.integration import exponentiate, integrate
+from mmln_pipeline.fields.jacobian import ndv
+from mmln_pipeline.fields.scales import resize_image
+from mmln_pipeline.fields.warping import compose, warp
 from mmln_pipeline.network.losses import local_correlation_loss, soft_dice_loss, squared_difference_loss, volume_loss
 from mmln_pipeline.network.tissues import depth_map, tissue_maps
 from mmln_pipeline.refinement.descent import refine

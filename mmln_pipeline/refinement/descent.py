@@ -16,17 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
 
-from mmln_pipeline.fields.warping import (
-    compose,
-    downsample,
-    exponentiate,
-    fold,
-    halve_shape,
-    integrate,
-    resize_field,
-    warp,
-    warp_corners,
-)
+from mmln_pipeline.fields.integration import exponentiate, integrate
+from mmln_pipeline.fields.scales import downsample, fold, halve_shape, resize_field
+from mmln_pipeline.fields.warping import compose, warp, warp_corners
 from mmln_pipeline.network.losses import (
     similarity_loss,
     smoothness_loss,
@@ -39,7 +31,7 @@ from mmln_pipeline.network.tissues import CLASSES, REACH, depth_map, tissue_maps
 WINDOWS = (3, 7)
 """Edges of the windows of local correlation, in blocks of 2 x 2 x 2 voxels."""
 TETRAHEDRA = ([0, 3, 5, 6], [1, 2, 4, 7])
-"""Voxels of each block that the steps compare in turn, as `fields.fold` numbers them: half tell as much as all."""
+"""Voxels of each block that steps compare in turn, as `fields.scales.fold` numbers them: half tell as much as all."""
 GLOBAL = 2.0
 """Weight of the correlation over the whole brain beside that in windows."""
 SMOOTHING = 0.1

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from mmln_pipeline import __version__, weights
 from mmln_pipeline.fields import topology, warping
+from mmln_pipeline.fields.integration import correct_inverse, integrate, taper
+from mmln_pipeline.fields.jacobian import jacobian_determinant
 from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear import affine
@@ -100,9 +102,9 @@ def run(pair: Pair, settings: Settings, start: float, progress: Progress | None 
             velocities = refinement.refine(*images, velocities, settings.refine, weight, progress=report)
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
-        velocities = [warping.taper(velocity, shape) for velocity in velocities]
-        forward, inverse = warping.integrate(velocities, shape), warping.integrate(velocities, shape, inverse=True)
-        maps = forward, warping.correct_inverse(inverse, forward)
+        velocities = [taper(velocity, shape) for velocity in velocities]
+        forward, inverse = integrate(velocities, shape), integrate(velocities, shape, inverse=True)
+        maps = forward, correct_inverse(inverse, forward)
     with clock.stage("topology"):
         warp = _repair_folds(maps, settings)
     with clock.stage("resample"):
@@ -233,7 +235,7 @@ def _trusted(
     marked = new_image((np.asarray(pair.moving.lesion.dataobj) != 0).astype(np.float32), pair.moving.lesion)
     lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
     with torch.no_grad():
-        warp = warping.integrate(velocities, network.grid.shape)
+        warp = integrate(velocities, network.grid.shape)
         return (warping.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp) < 0.5).float()
 
 
@@ -268,7 +270,7 @@ def _resample(
     transform = Transform([there, *linear])
     warp = transform.displacement(pair.fixed.image)
     offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
-    determinant = warping.jacobian_determinant(offsets)[0].numpy()
+    determinant = jacobian_determinant(offsets)[0].numpy()
     moved_dseg = None
     if pair.moving_dseg is not None:
         moved_dseg = transform.resample(pair.moving_dseg, pair.fixed.image, "nearest")
