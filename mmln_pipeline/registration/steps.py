@@ -28,7 +28,8 @@ from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
-from mmln_pipeline.refinement import descent as refinement
+from mmln_pipeline.refinement import descent
+from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.registration.pair import Pair, read_start
 from mmln_pipeline.registration.result import Progress, RegistrationResult, TopologyError
 from mmln_pipeline.registration.settings import Settings
@@ -60,7 +61,13 @@ def check(settings: Settings) -> None:
 
 
 @devices.kept_memory()
-def run(pair: Pair, settings: Settings, start: float, progress: Progress | None = None) -> RegistrationResult:
+def run(
+    pair: Pair,
+    settings: Settings,
+    start: float,
+    progress: Progress | None = None,
+    refinement: RefinementSettings = DEFAULTS,
+) -> RegistrationResult:
     """Register a checked pair.
 
     Parameters
@@ -71,6 +78,8 @@ def run(pair: Pair, settings: Settings, start: float, progress: Progress | None 
         `time.perf_counter` when the work began, reading included.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    refinement : RefinementSettings, optional
+        What refinement weighs, and how it descends.
 
     Returns
     -------
@@ -99,7 +108,9 @@ def run(pair: Pair, settings: Settings, start: float, progress: Progress | None 
         if settings.refine != 0:
             report = clock.steps("refine", sum(refinement.count_steps(settings.refine)))
             weight = _trusted(pair, network, matrix, velocities)
-            velocities = refinement.refine(*images, velocities, settings.refine, weight, progress=report)
+            velocities = descent.refine(
+                *images, velocities, settings.refine, weight, progress=report, settings=refinement
+            )
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
         velocities = [taper(velocity, shape) for velocity in velocities]
