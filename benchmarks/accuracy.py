@@ -17,7 +17,6 @@ import statistics
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from unittest import mock
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -27,7 +26,7 @@ import torch
 
 from mmln_pipeline import register
 from mmln_pipeline.machine.files import atomic_path, write_text
-from mmln_pipeline.refinement import descent as refinement
+from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.scores.metrics import dice
 
 CORTEX = range(100, 208)
@@ -65,7 +64,7 @@ class Method:
     model: str
     refine: int | str = 0
     topology: str = "strict"
-    volume: float = refinement.VOLUME
+    volume: float = DEFAULTS.volume
 
     @property
     def name(self) -> str:
@@ -73,7 +72,7 @@ class Method:
         stem = Path(self.model).stem
         if not self.refine:
             return f"{stem}, network only" + (" (topology off)" if self.topology == "off" else "")
-        weight = "" if self.volume == refinement.VOLUME else f" (volume weight {self.volume:g})"
+        weight = "" if self.volume == DEFAULTS.volume else f" (volume weight {self.volume:g})"
         return f"{stem}, refined{weight}"
 
 
@@ -90,16 +89,16 @@ def score_pair(bench: Path, fixed: str, moving: str, method: Method) -> dict[str
         for role, name in (("fixed", fixed), ("moving", moving))
         for kind, suffix in (("", "T1w"), ("_dseg", "dseg"))
     }
-    with mock.patch.object(refinement, "VOLUME", method.volume):
-        result = register(
-            **paths,
-            init="identity",
-            labels="structures28",
-            model=method.model,
-            refine=method.refine,
-            topology=method.topology,
-            device="cpu",
-        )
+    result = register(
+        **paths,
+        init="identity",
+        labels="structures28",
+        model=method.model,
+        refine=method.refine,
+        topology=method.topology,
+        device="cpu",
+        refinement=RefinementSettings(volume=method.volume),
+    )
     scores = result.metrics
     fixed_labels = np.asarray(nib.load(paths["fixed_dseg"]).dataobj)
     cortex = dice(fixed_labels, np.asarray(result.moved_dseg.dataobj), list(CORTEX))

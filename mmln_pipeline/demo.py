@@ -22,7 +22,7 @@ from scipy.signal.windows import tukey
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.atlas.templates import EMBEDDED, load_template
-from mmln_pipeline.fields.warping import exponentiate
+from mmln_pipeline.fields.integration import exponentiate
 from mmln_pipeline.images.volumes import save_image
 from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.space.grids import Grid, new_image

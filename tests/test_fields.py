@@ -9,26 +9,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from mmln_pipeline.fields.warping import (
-    cell_volumes,
-    compose,
-    correct_inverse,
-    downsample,
-    exponentiate,
-    fold,
-    gradient,
-    halve_shape,
-    integrate,
-    jacobian_determinant,
-    ndv,
-    resize_field,
-    resize_image,
-    smooth,
-    taper,
-    voxel_grid,
-    warp,
-    warp_corners,
-)
+from mmln_pipeline.fields.integration import correct_inverse, exponentiate, integrate, taper
+from mmln_pipeline.fields.jacobian import cell_volumes, gradient, jacobian_determinant, ndv
+from mmln_pipeline.fields.scales import downsample, fold, halve_shape, resize_field, resize_image, smooth
+from mmln_pipeline.fields.warping import compose, voxel_grid, warp, warp_corners
 
 SHAPE = (7, 8, 9)
 
@@ -192,8 +176,8 @@ def test_cell_volumes_do_not_depend_on_the_blocks(monkeypatch):
     field = 2 * torch.randn(2, 3, *SHAPE)
     whole = cell_volumes(field)
     for planes, cells in ((1, 9), (2, 40), (3, 2**20)):
-        monkeypatch.setattr("mmln_pipeline.fields.warping._BLOCK_PLANES", planes)
-        monkeypatch.setattr("mmln_pipeline.fields.warping._BLOCK_CELLS", cells)
+        monkeypatch.setattr("mmln_pipeline.fields.jacobian._BLOCK_PLANES", planes)
+        monkeypatch.setattr("mmln_pipeline.fields.jacobian._BLOCK_CELLS", cells)
         for part, expected in zip(cell_volumes(field), whole, strict=True):
             assert torch.equal(part, expected)
     inverted, smallest = whole

@@ -44,14 +44,14 @@ def refined(monkeypatch):
     """Stand in for weights, grid and refinement; return the list of weights that refining was given."""
     seen = []
 
-    def refine(fixed, moving, velocities, iterations, weight=None, progress=None):
+    def refine(fixed, moving, velocities, iterations, weight=None, **options):
         seen.append(weight)
         return tuple(velocities)
 
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Shift(), {"name": "shift", "sha256": "0" * 64}))
     monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, LIA))
-    monkeypatch.setattr(steps.warping, "taper", lambda velocity, shape: velocity)
-    monkeypatch.setattr(steps.refinement, "refine", refine)
+    monkeypatch.setattr(steps, "taper", lambda velocity, shape: velocity)
+    monkeypatch.setattr(steps.descent, "refine", refine)
     return seen
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmln_pipeline.fields.warping import fold, voxel_grid
+from mmln_pipeline.fields.scales import fold
+from mmln_pipeline.fields.warping import voxel_grid
 from mmln_pipeline.network.losses import (
     global_correlation_loss,
     level_loss,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmln_pipeline.fields.warping import downsample, integrate
+from mmln_pipeline.fields.integration import integrate
+from mmln_pipeline.fields.scales import downsample
 from mmln_pipeline.network.model import MMLN, NetworkConfig, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
 from mmln_pipeline.training.objective import RunObjective, central_window, class_shares

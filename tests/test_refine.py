@@ -6,10 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmln_pipeline.fields.warping import compose, exponentiate, integrate, ndv, resize_image, warp
+from mmln_pipeline.fields.integration import exponentiate, integrate
+from mmln_pipeline.fields.jacobian import ndv
+from mmln_pipeline.fields.scales import resize_image
+from mmln_pipeline.fields.warping import compose, warp
 from mmln_pipeline.network.losses import local_correlation_loss, soft_dice_loss, squared_difference_loss, volume_loss
 from mmln_pipeline.network.tissues import depth_map, tissue_maps
 from mmln_pipeline.refinement.descent import refine
+from mmln_pipeline.refinement.parameters import RefinementSettings
 
 SHAPE = (24, 28, 32)
 
@@ -35,11 +39,11 @@ def test_it_lowers_the_loss_and_stays_invertible(pair):
     assert compose(displacement, back).norm(dim=1).mean() < 0.1
 
 
-def test_volume_changes_are_held_back(pair, monkeypatch):
+def test_volume_changes_are_held_back(pair):
     changes = []
     for weight in (0.0, 1.0):
-        monkeypatch.setattr("mmln_pipeline.refinement.descent.VOLUME", weight)
-        changes.append(volume_loss(integrate(refine(*pair, 20), SHAPE)))
+        settings = RefinementSettings(volume=weight)
+        changes.append(volume_loss(integrate(refine(*pair, 20, settings=settings), SHAPE)))
     assert changes[1] < 0.7 * changes[0]
 
 
@@ -61,25 +65,25 @@ def test_what_has_no_weight_steers_nothing_however_dark():
     torch.testing.assert_close(lesioned, whole, atol=0.02, rtol=0)
 
 
-def test_the_tissues_surfaces_are_brought_together(monkeypatch):
+def test_the_tissues_surfaces_are_brought_together():
     """One face lies six voxels off, flat inside: little of it in a window's sight, all of it in that of depth."""
     fixed, moving = brain(6), brain(12)
     start = (torch.zeros(1, 3, 6, 7, 8),)
     apart = []
     for weight in (0.0, 0.05):
-        monkeypatch.setattr("mmln_pipeline.refinement.descent.DEPTH", weight)
-        moved = warp(moving, integrate(refine(fixed, moving, start, 5), SHAPE))
+        settings = RefinementSettings(depth=weight)
+        moved = warp(moving, integrate(refine(fixed, moving, start, 5, settings=settings), SHAPE))
         apart.append(squared_difference_loss(depth_map(tissue_maps(fixed)), depth_map(tissue_maps(moved))))
     assert apart[1] < 0.7 * apart[0]
 
 
-def test_tissues_are_laid_over_each_other_however_bright(monkeypatch):
+def test_tissues_are_laid_over_each_other_however_bright():
     fixed, moving = brain(6), brain(8) ** 2
     start = (torch.zeros(1, 3, 6, 7, 8),)
     apart = []
     for weight in (0.0, 0.6):
-        monkeypatch.setattr("mmln_pipeline.refinement.descent.TISSUES", weight)
-        moved = warp(tissue_maps(moving), integrate(refine(fixed, moving, start, 10), SHAPE))
+        settings = RefinementSettings(tissues=weight)
+        moved = warp(tissue_maps(moving), integrate(refine(fixed, moving, start, 10, settings=settings), SHAPE))
         apart.append(soft_dice_loss(tissue_maps(fixed), moved))
     assert apart[1] < 0.9 * apart[0]
 
@@ -122,3 +126,19 @@ def test_progress_and_errors(pair):
     for bad in ("fast", -1):
         with pytest.raises(ValueError, match="refine: expected 'auto' or a number"):
             refine(fixed, moving, start, bad)
+
+
+def test_settings_are_checked_where_they_are_made_and_set_the_course(pair):
+    lines = []
+    refine(*pair, progress=lines.append, settings=RefinementSettings(iterations=2))
+    assert len(lines) == 4 and "2/2 at 24x28x32" in lines[3]
+    patient = []
+    refine(*pair, 9, progress=patient.append, settings=RefinementSettings(patience=2, gain=0.9))
+    assert len(patient) == 6  # the first step counts as a gain, two do not
+    with pytest.raises(ValueError, match=r"refinement\.volume: expected a number of at least 0, found -1"):
+        RefinementSettings(volume=-1)
+    for windows in ((), (3, 4), (1,)):
+        with pytest.raises(ValueError, match=r"refinement\.windows: expected odd numbers of at least 3"):
+            RefinementSettings(windows=windows)
+    with pytest.raises(TypeError):
+        RefinementSettings((3, 7))

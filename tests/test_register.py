@@ -97,9 +97,7 @@ def network(monkeypatch):
     model = Shift()
     monkeypatch.setattr(weights, "load_model", lambda name, device: (model, CARD))
     monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, lia_affine()))
-    monkeypatch.setattr(
-        registration.warping, "taper", lambda velocity, shape: velocity
-    )  # so small a grid is all border
+    monkeypatch.setattr(registration, "taper", lambda velocity, shape: velocity)  # so small a grid is all border
     return model
 
 
@@ -237,7 +235,7 @@ def test_refinement_gets_the_pair_and_its_velocities_count(pair, network, monkey
         assert fixed.shape == moving.shape == (1, 1, *SHAPE)
         return tuple(0 * velocity for velocity in velocities)
 
-    monkeypatch.setattr(registration.refinement, "refine", refine)
+    monkeypatch.setattr(registration.descent, "refine", refine)
     result = register(*pair, init="identity", refine=3, device="cpu")
     np.testing.assert_allclose(result.moved.get_fdata(), pair[1].get_fdata(), atol=1e-3)
     assert not network.finest

@@ -14,8 +14,10 @@ from mmln_pipeline import TopologyError, register, weights
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.cli import main
 from mmln_pipeline.fields import topology
+from mmln_pipeline.fields.integration import integrate, taper
+from mmln_pipeline.fields.jacobian import cell_volumes, jacobian_determinant, ndv
+from mmln_pipeline.fields.scales import resize_image
 from mmln_pipeline.fields.topology import FLOOR, enforce
-from mmln_pipeline.fields.warping import cell_volumes, integrate, jacobian_determinant, ndv, resize_image, taper
 from mmln_pipeline.interfaces import MMLNRegistration
 from mmln_pipeline.registration import steps
 from mmln_pipeline.reporting.crashes import find_cause

@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from scipy.ndimage import find_objects, label
 from torch import Tensor
 
-from mmln_pipeline.fields.warping import Window, cell_volumes, crop, smooth
+from mmln_pipeline.fields.jacobian import cell_volumes
+from mmln_pipeline.fields.scales import smooth
+from mmln_pipeline.fields.windows import Window, crop
 
 FLOOR = 0.002
 """Smallest tetrahedron let pass, as a share of its volume before: it outlives the rounding of a transform's file."""
@@ -37,7 +39,7 @@ class Repair:
     displacement : Tensor, shape (1, 3, I, J, K)
         The tensor given, or a repaired copy of it, voxels.
     ndv : Tensor, shape (1, I-1, J-1, K-1)
-        Its non-diffeomorphic volume, as of `fields.ndv`.
+        Its non-diffeomorphic volume, as of `fields.jacobian.ndv`.
     reached : bool
         NDV is zero.
     rounds : int

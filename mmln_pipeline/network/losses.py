@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmln_pipeline.fields.warping import determinant, gradient
+from mmln_pipeline.fields.jacobian import determinant, gradient
 
 SIMILARITIES = ("global", "local", "local+global")
 FLAT = 1e-7

@@ -29,19 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmln_pipeline.fields.warping import (
-    Window,
-    compose,
-    crop,
-    downsample,
-    exponentiate,
-    fold,
-    halve_shape,
-    halve_window,
-    resize_field,
-    resize_image,
-    warp,
-)
+from mmln_pipeline.fields.integration import exponentiate
+from mmln_pipeline.fields.scales import downsample, fold, halve_shape, resize_field, resize_image
+from mmln_pipeline.fields.warping import compose, warp
+from mmln_pipeline.fields.windows import Window, crop, halve_window
 
 AXES = {"sagittal": 0, "axial": 1, "coronal": 2}
 """Slicing planes by the array axis that they cut across, on a grid of axes L, I, A."""
@@ -271,8 +262,8 @@ class MMLN(nn.Module):
         Returns
         -------
         tuple of Tensor, each of shape (B, 3, i, j, k)
-            Velocity fields in the order of :func:`mmln_pipeline.fields.warping.integrate`: one for each run of a level
-            when they compose, their sum alone when they add.
+            Velocity fields in the order of :func:`mmln_pipeline.fields.integration.integrate`: one for each run of a
+            level when they compose, their sum alone when they add.
         """
         outputs = self.run(fixed, moving, None if finest else max(1, self.config.levels - 1))
         if self.config.combine == "add":

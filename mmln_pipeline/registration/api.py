@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.registration.result import Progress, QualityWarning, RegistrationResult, TopologyError
 from mmln_pipeline.registration.settings import Settings
 
@@ -41,6 +42,7 @@ def register(
     random_seed: int = Settings.random_seed,
     topology: str = Settings.topology,
     progress: Progress | None = None,
+    refinement: RefinementSettings = DEFAULTS,
 ) -> RegistrationResult:
     """Register a moving brain image to a fixed one.
 
@@ -62,6 +64,8 @@ def register(
         How to register: the fields of :class:`~mmln_pipeline.registration.settings.Settings`.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    refinement : RefinementSettings, optional
+        What refinement weighs, and how it descends, for experiments; the defaults are those that were measured.
 
     Returns
     -------
@@ -104,4 +108,4 @@ def register(
     )
     steps.check(settings)
     pair = load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion)
-    return steps.run(pair, settings, start, progress)
+    return steps.run(pair, settings, start, progress, refinement)

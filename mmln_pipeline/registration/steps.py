@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 
 from mmln_pipeline import __version__, weights
 from mmln_pipeline.fields import topology, warping
+from mmln_pipeline.fields.integration import correct_inverse, integrate, taper
+from mmln_pipeline.fields.jacobian import jacobian_determinant
 from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
-from mmln_pipeline.refinement import descent as refinement
+from mmln_pipeline.refinement import descent
+from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.registration.pair import Pair, read_start
 from mmln_pipeline.registration.result import Progress, RegistrationResult, TopologyError
 from mmln_pipeline.registration.settings import Settings
@@ -58,7 +61,13 @@ def check(settings: Settings) -> None:
 
 
 @devices.kept_memory()
-def run(pair: Pair, settings: Settings, start: float, progress: Progress | None = None) -> RegistrationResult:
+def run(
+    pair: Pair,
+    settings: Settings,
+    start: float,
+    progress: Progress | None = None,
+    refinement: RefinementSettings = DEFAULTS,
+) -> RegistrationResult:
     """Register a checked pair.
 
     Parameters
@@ -69,6 +78,8 @@ def run(pair: Pair, settings: Settings, start: float, progress: Progress | None 
         `time.perf_counter` when the work began, reading included.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
+    refinement : RefinementSettings, optional
+        What refinement weighs, and how it descends.
 
     Returns
     -------
@@ -97,12 +108,14 @@ def run(pair: Pair, settings: Settings, start: float, progress: Progress | None 
         if settings.refine != 0:
             report = clock.steps("refine", sum(refinement.count_steps(settings.refine)))
             weight = _trusted(pair, network, matrix, velocities)
-            velocities = refinement.refine(*images, velocities, settings.refine, weight, progress=report)
+            velocities = descent.refine(
+                *images, velocities, settings.refine, weight, progress=report, settings=refinement
+            )
     with clock.stage("integrate"), torch.no_grad():
         shape = network.grid.shape
-        velocities = [warping.taper(velocity, shape) for velocity in velocities]
-        forward, inverse = warping.integrate(velocities, shape), warping.integrate(velocities, shape, inverse=True)
-        maps = forward, warping.correct_inverse(inverse, forward)
+        velocities = [taper(velocity, shape) for velocity in velocities]
+        forward, inverse = integrate(velocities, shape), integrate(velocities, shape, inverse=True)
+        maps = forward, correct_inverse(inverse, forward)
     with clock.stage("topology"):
         warp = _repair_folds(maps, settings)
     with clock.stage("resample"):
@@ -233,7 +246,7 @@ def _trusted(
     marked = new_image((np.asarray(pair.moving.lesion.dataobj) != 0).astype(np.float32), pair.moving.lesion)
     lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
     with torch.no_grad():
-        warp = warping.integrate(velocities, network.grid.shape)
+        warp = integrate(velocities, network.grid.shape)
         return (warping.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp) < 0.5).float()
 
 
@@ -268,7 +281,7 @@ def _resample(
     transform = Transform([there, *linear])
     warp = transform.displacement(pair.fixed.image)
     offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
-    determinant = warping.jacobian_determinant(offsets)[0].numpy()
+    determinant = jacobian_determinant(offsets)[0].numpy()
     moved_dseg = None
     if pair.moving_dseg is not None:
         moved_dseg = transform.resample(pair.moving_dseg, pair.fixed.image, "nearest")

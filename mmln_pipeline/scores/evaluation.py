@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmln_pipeline.atlas.labels import LabelTable
-from mmln_pipeline.fields import warping
+from mmln_pipeline.fields.jacobian import jacobian_determinant, ndv
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import looks_skull_stripped
 from mmln_pipeline.scores import metrics, quality
@@ -39,7 +39,7 @@ def score_field(
     brain : array of bool, shape (I, J, K)
         The fixed brain.
     inverted : Tensor, shape (1, I-1, J-1, K-1), optional
-        The field's `fields.ndv`, where it is known already.
+        The field's `fields.jacobian.ndv`, where it is known already.
 
     Returns
     -------
@@ -49,15 +49,15 @@ def score_field(
         ``sdlogj_learn2reg`` (whole grid), and ``log_jacobian``: ``mean``, ``min``, ``p1``, ``p99`` (percentiles) and
         ``max`` in the brain.
     """
-    jacobian = warping.jacobian_determinant(displacement)[0].cpu().numpy()
-    ndv = (warping.ndv(displacement) if inverted is None else inverted)[0].cpu().numpy()
+    jacobian = jacobian_determinant(displacement)[0].cpu().numpy()
+    inverted_volume = (ndv(displacement) if inverted is None else inverted)[0].cpu().numpy()
     cells = brain[:-1, :-1, :-1]  # a cell stands between 8 voxels and is counted with its first corner
     return {
         "folding_percent": metrics.folding_percent(jacobian),
         "folding_percent_without_border": metrics.folding_percent(jacobian, border=1),
         "folding_percent_brain": metrics.folding_percent(jacobian, brain),
-        "ndv_percent": metrics.ndv_percent(ndv),
-        "ndv_percent_brain": metrics.ndv_percent(ndv, cells),
+        "ndv_percent": metrics.ndv_percent(inverted_volume),
+        "ndv_percent_brain": metrics.ndv_percent(inverted_volume, cells),
         "sdlogj": metrics.sdlogj(jacobian, brain),
         "sdlogj_learn2reg": metrics.sdlogj_learn2reg(jacobian),
         "log_jacobian": _describe_log_jacobian(jacobian[brain]),

@@ -9,7 +9,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from mmln_pipeline.fields.warping import exponentiate, resize_field, resize_image, warp
+from mmln_pipeline.fields.integration import exponentiate
+from mmln_pipeline.fields.scales import resize_field, resize_image
+from mmln_pipeline.fields.warping import warp
 from mmln_pipeline.images.volumes import normalize_intensity
 from mmln_pipeline.training.config import DataConfig
 

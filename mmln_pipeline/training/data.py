@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmln_pipeline.fields.warping import downsample
+from mmln_pipeline.fields.scales import downsample
 from mmln_pipeline.training.augmentation import augment, deform
 from mmln_pipeline.training.config import DataConfig
 

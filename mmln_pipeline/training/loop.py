@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from mmln_pipeline.atlas.labels import LabelTable, structures28
-from mmln_pipeline.fields.warping import Window
+from mmln_pipeline.fields.windows import Window
 from mmln_pipeline.machine.devices import has_fast_bfloat16, kept_memory, peak_memory_mb, resolve_device
 from mmln_pipeline.machine.files import atomic_path, write_text
 from mmln_pipeline.machine.progress import progress_bar

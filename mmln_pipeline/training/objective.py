@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from mmln_pipeline.atlas.labels import LabelTable, load_label_table, structures28
-from mmln_pipeline.fields.warping import Window, crop, downsample, halve_window, resize_field, warp
+from mmln_pipeline.fields.scales import downsample, resize_field
+from mmln_pipeline.fields.warping import warp
+from mmln_pipeline.fields.windows import Window, crop, halve_window
 from mmln_pipeline.network.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
 from mmln_pipeline.network.model import MMLN, LevelOutput
 from mmln_pipeline.network.tissues import tissue_maps

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from mmln_pipeline.atlas.labels import LabelTable, structures28
-from mmln_pipeline.fields.warping import jacobian_determinant, resize_field, warp
+from mmln_pipeline.fields.jacobian import jacobian_determinant
+from mmln_pipeline.fields.scales import resize_field
+from mmln_pipeline.fields.warping import warp
 from mmln_pipeline.network.losses import similarity_loss, smoothness_loss
 from mmln_pipeline.network.model import MMLN, LevelOutput
 from mmln_pipeline.scores.metrics import dice, folding_percent, label_mean, sdlogj, tc
