@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel import Nifti1Image
-from nibabel.affines import apply_affine, voxel_sizes
+from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
@@ -42,6 +42,9 @@ FIELD_SUFFIXES = (".nii", ".nii.gz")
 _FILE_STEPS_PER_MM = 8192
 _GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 _CHUNK = 3 * 160 * 16
+# Images seldom have voxels there. At points that are all voxels of the field, nitransforms looks the field up without
+# regard to its size: beyond it, that fails or takes the value of another place.
+_OFF_VOXELS = 1 / 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +233,8 @@ class Transform:
         """Write the chain as an ITK composite, which ANTs, SimpleITK and nitransforms read.
 
         Fields are stored as float32 in steps of 1/8192 mm, compressed, on their grid re-ordered towards L, P,
-        S so that its direction matrix is near the identity. Affines keep double precision.
+        S so that its direction matrix is near the identity, and 1/512 voxel beside it; offsets are extrapolated so
+        far, and so the mapping stays the same. Affines keep double precision.
 
         Parameters
         ----------
@@ -419,7 +423,7 @@ def matrix_from_sitk(transform: sitk.Transform) -> np.ndarray:
     """Return a linear SimpleITK transform as a matrix, shape (4, 4), RAS+ mm."""
     origin = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     columns = [np.array(transform.TransformPoint(unit)) - origin for unit in np.eye(3).tolist()]
-    return LPS @ nib.affines.from_matvec(np.stack(columns, axis=1), origin) @ LPS
+    return LPS @ from_matvec(np.stack(columns, axis=1), origin) @ LPS
 
 
 def _array_to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
@@ -445,7 +449,7 @@ def _field_from_sitk(image: sitk.Image) -> DisplacementField:
     """Return an ITK vector image as a field, RAS+ mm."""
     offsets = itk_points(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0, 3))
     linear = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
-    return DisplacementField(offsets, LPS @ nib.affines.from_matvec(linear, image.GetOrigin()))
+    return DisplacementField(offsets, LPS @ from_matvec(linear, image.GetOrigin()))
 
 
 def _affine_to_sitk(matrix: np.ndarray) -> sitk.AffineTransform:
@@ -504,12 +508,14 @@ def _write_affine(group: h5py.Group, matrix: np.ndarray) -> None:
 
 
 def _write_field(group: h5py.Group, field: DisplacementField) -> None:
-    """Write a field as ITK's displacement field transform, its axes re-ordered towards L, P, S."""
+    """Write a field as ITK's displacement field transform, its axes re-ordered towards L, P, S, off its voxels."""
     reorder = ornt_transform(io_orientation(field.affine), axcodes2ornt(("L", "P", "S")))
     offsets = apply_orientation(field.offsets_mm, reorder)
-    grid = Grid(offsets.shape[:3], field.affine @ inv_ornt_aff(reorder, field.grid.shape))
+    beside = from_matvec(np.eye(3), (0.0, 0.0, _OFF_VOXELS))
+    grid = Grid(offsets.shape[:3], field.affine @ inv_ornt_aff(reorder, field.grid.shape) @ beside)
     origin, spacing, direction = itk_geometry(grid)
     values = itk_points(offsets.transpose(2, 1, 0, 3))
+    values[1:] += np.float32(_OFF_VOXELS) * np.diff(values, axis=0)
     values = np.round(values * np.float32(_FILE_STEPS_PER_MM)) / np.float32(_FILE_STEPS_PER_MM)
     group["TransformType"] = _h5_text("DisplacementFieldTransform_double_3_3")
     group["TransformFixedParameters"] = np.array([*grid.shape, *origin, *spacing, *direction], dtype=np.float64)
