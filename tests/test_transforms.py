@@ -18,17 +18,10 @@ from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.atlas.templates import load_template
 from mmln_pipeline.images.volumes import network_grid
+from mmln_pipeline.space.displacements import DisplacementField, displacement_from_voxels, displacement_to_voxels
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.transforms import (
-    DisplacementField,
-    Transform,
-    displacement_from_voxels,
-    displacement_to_voxels,
-    itk_geometry,
-    read_transform,
-    save_affine,
-    save_displacement,
-)
+from mmln_pipeline.space.itk import itk_geometry, save_affine, save_displacement
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 SHAPE = (23, 19, 17)
 SPACING = (1.0, 1.2, 2.0)
