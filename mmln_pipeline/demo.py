@@ -25,8 +25,9 @@ from mmln_pipeline.atlas.templates import EMBEDDED, load_template
 from mmln_pipeline.fields.integration import exponentiate
 from mmln_pipeline.images.volumes import save_image
 from mmln_pipeline.machine.files import write_text
+from mmln_pipeline.space.displacements import DisplacementField, displacement_from_voxels
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.transforms import DisplacementField, Transform, displacement_from_voxels, read_transform
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 SUBJECT = "sub-demo"
 SEED = 20220609

@@ -10,8 +10,10 @@ from scipy.spatial.transform import Rotation
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import brain_mask, load_image
 from mmln_pipeline.linear.affine import estimate_affine, load_affine
+from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.transforms import DisplacementField, Transform, save_affine
+from mmln_pipeline.space.itk import save_affine
+from mmln_pipeline.space.transforms import Transform
 
 
 def fake_brain(rng, shape=(52, 62, 56), spacing=(1.1, 1.0, 1.2)):

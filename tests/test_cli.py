@@ -14,7 +14,7 @@ from mmln_pipeline.cli import commands, main
 from mmln_pipeline.cli.parser import build_parser
 from mmln_pipeline.registration import steps
 from mmln_pipeline.space.grids import Grid
-from mmln_pipeline.space.transforms import save_affine
+from mmln_pipeline.space.itk import save_affine
 
 COMMANDS = ("register", "apply", "evaluate", "train", "models")
 SHAPE = (16, 18, 20)

@@ -30,7 +30,8 @@ from mmln_pipeline.cli.parser import build_parser as build_cli_parser
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.images import volumes
 from mmln_pipeline.registration.result import OUTPUTS
-from mmln_pipeline.space.transforms import DisplacementField, Transform
+from mmln_pipeline.space.displacements import DisplacementField
+from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,9 +14,11 @@ from mmln_pipeline.images.brain import Brain, make_unsigned
 from mmln_pipeline.images.volumes import load_image, load_labels, normalize_intensity
 from mmln_pipeline.registration.pair import load_pair
 from mmln_pipeline.scores.quality import judge
+from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import new_image
+from mmln_pipeline.space.itk import save_affine, save_displacement
 from mmln_pipeline.space.placement import HeaderWarning, find_placement, find_placements, score_headers
-from mmln_pipeline.space.transforms import DisplacementField, Transform, read_transform, save_affine, save_displacement
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 TURN = np.array([[0.97, -0.26, 0, 4.0], [0.26, 0.97, 0, -3.0], [0, 0, 1, 2.0], [0, 0, 0, 1.0]])
 

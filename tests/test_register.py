@@ -19,7 +19,8 @@ from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.registration import steps as registration
 from mmln_pipeline.scores import evaluation
 from mmln_pipeline.space.grids import Grid
-from mmln_pipeline.space.transforms import Transform, read_transform, save_affine
+from mmln_pipeline.space.itk import save_affine
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 KEYS = {
     *("dice", "dice_per_label", "folding_percent", "folding_percent_brain", "ndv_percent", "tc", "sdlogj"),

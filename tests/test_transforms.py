@@ -16,17 +16,12 @@ from nitransforms.resampling import apply as nitransforms_apply
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
+from mmln_pipeline.atlas.templates import load_template
+from mmln_pipeline.images.volumes import network_grid
+from mmln_pipeline.space.displacements import DisplacementField, displacement_from_voxels, displacement_to_voxels
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.transforms import (
-    DisplacementField,
-    Transform,
-    displacement_from_voxels,
-    displacement_to_voxels,
-    itk_geometry,
-    read_transform,
-    save_affine,
-    save_displacement,
-)
+from mmln_pipeline.space.itk import itk_geometry, save_affine, save_displacement
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 SHAPE = (23, 19, 17)
 SPACING = (1.0, 1.2, 2.0)
@@ -136,6 +131,89 @@ def test_nitransforms_reads_our_composite(case, tmp_path):
     reference = nib.Nifti1Image(np.zeros(fixed.shape, "f4"), fixed.affine)
     theirs = nitransforms_apply(chain, moving, reference=reference, order=1)
     assert difference(ours, np.asanyarray(theirs.dataobj)) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """Return the template, an image off its voxels, and files such as a registration of them writes.
+
+    As the network makes it, the warp lies on the template's voxels, on a grid that is smaller than the template; the
+    first file has all of its voxels, the others every second one of the template.
+    """
+    template = load_template().image
+    grid, matrix = network_grid(template), some_affine()
+    first = apply_affine(np.linalg.inv(grid.affine) @ template.affine, np.zeros(3)) % 2
+    image = smooth_image(np.random.default_rng(0), grid_affine("oblique", (50, 60, 55), (3.9, 3.3, 3.3)), (50, 60, 55))
+    warp = wavy_field(coarse(grid, 2, first), size_mm=6.0)
+    back = DisplacementField(-warp.offsets_mm, warp.affine)
+    parts = {
+        "forward": (wavy_field(grid, size_mm=6.0), matrix),
+        "inverse": (np.linalg.inv(matrix), back),
+        "no affine": (warp,),
+    }
+    folder = tmp_path_factory.mktemp("registered")
+    return template, image, {name: Transform(these).save(folder / f"{name}.h5") for name, these in parts.items()}
+
+
+def wavy_field(grid, size_mm):
+    """Return a field of waves some 63 mm long that vanish at the border of its grid."""
+    i, j, k = (np.arange(n, dtype=np.float32) * step for n, step in zip(grid.shape, grid.spacing, strict=True))
+    fade = [np.hanning(n).astype(np.float32) for n in grid.shape]
+    window = size_mm * fade[0][:, None, None] * fade[1][:, None] * fade[2]
+    waves = (window * np.sin(phase + (i[:, None, None] + j[:, None] - k) / 10) for phase in (0, 1, 2))
+    return DisplacementField(np.stack(list(waves), -1), grid.affine)
+
+
+def coarse(image, step, first=0.0):
+    """Return a grid over an image that keeps every so many voxels, from a place near the first one."""
+    shape = [(n - 1) // step + 1 for n in image.shape]
+    return Grid(shape, image.affine @ from_matvec(step * np.eye(3), np.broadcast_to(first, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("forward", 0.0), ("inverse", 0.0), ("inverse", 0.37), ("no affine", 0.0), ("no affine", 0.37)],
+)
+def test_other_readers_agree_on_the_template(registered, tmp_path, name, first):
+    template, image, paths = registered
+    moving, own = (template, image) if name == "inverse" else (image, template)
+    moving_path = to_itk_file(moving.get_fdata(dtype="f4"), moving.affine, tmp_path / "moving.nii")
+    reference = coarse(own, 6 if own is template else 1, first)
+    path = to_itk_file(np.ones(reference.shape, "f4"), reference.affine, tmp_path / "reference.nii")
+    expected = read_transform(paths[name]).resample(moving, reference).get_fdata()
+    assert np.count_nonzero(expected) > 1000
+    transform = sitk.ReadTransform(str(paths[name]))
+    by_itk = sitk.Resample(sitk.ReadImage(moving_path), sitk.ReadImage(path), transform, sitk.sitkLinear, 0.0)
+    assert difference(expected, sitk.GetArrayFromImage(by_itk).T) < 1e-4
+    by_ants = ants.apply_transforms(ants.image_read(path), ants.image_read(moving_path), [str(paths[name])])
+    assert difference(expected, by_ants.numpy()) < 1e-4
+    chain = TransformChain.from_filename(paths[name], fmt="itk")
+    by_nitransforms = nitransforms_apply(chain, moving, reference=nib.load(path), order=1)
+    assert difference(expected, np.asanyarray(by_nitransforms.dataobj)) < 1e-3
+
+
+def test_other_readers_agree_on_points_outside_the_field(registered):
+    template, _, paths = registered
+    ours = read_transform(paths["no affine"])
+    chain = TransformChain.from_filename(paths["no affine"], fmt="itk")
+    composite = sitk.ReadTransform(str(paths["no affine"]))
+    points = apply_affine(template.affine, [(-40, 10, 20), (0, 0, 0), (196, 232, 188), (300, 300, 300)])
+    for part in (points, points[:1], points[2:]):  # an index outside the grid would fail, or count from the other side
+        np.testing.assert_allclose(chain.map(part), ours.map_points(part), atol=2e-3)
+    flip = np.array([-1, -1, 1])
+    itk = [flip * composite.TransformPoint((flip * point).tolist()) for point in points]
+    np.testing.assert_allclose(itk, ours.map_points(points), atol=1e-4)
+
+
+def test_saving_again_moves_nothing(tmp_path):
+    grid = Grid((24, 20, 22), grid_affine("LIA", (24, 20, 22), (1.0, 1.0, 1.0)))
+    transform = Transform((wavy_field(grid, size_mm=2.0),))
+    index = np.moveaxis(np.indices(grid.shape), 0, -1).reshape(-1, 3)
+    points = apply_affine(grid.affine, index)
+    expected, again = transform.map_points(points), transform
+    for number in range(3):
+        again = read_transform(again.save(tmp_path / f"{number}.h5"))
+        np.testing.assert_allclose(again.map_points(points), expected, atol=(number + 1) * 2e-4)
 
 
 def test_displacement_of_whole_transform(case, tmp_path):

@@ -17,8 +17,9 @@ from mmln_pipeline.machine.files import atomic_path, why_unreadable
 from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
 from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, affine_in_mm, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS
+from mmln_pipeline.space.itk import to_sitk_image
 from mmln_pipeline.space.placement import warn_of_placement
-from mmln_pipeline.space.transforms import Transform, to_sitk_image
+from mmln_pipeline.space.transforms import Transform
 
 __all__ = [
     "GRID_AXES",

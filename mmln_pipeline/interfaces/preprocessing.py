@@ -119,7 +119,7 @@ class AffineInit(SimpleInterface):
 
     def _run_interface(self, runtime):
         from mmln_pipeline.machine import devices
-        from mmln_pipeline.space.transforms import save_affine
+        from mmln_pipeline.space.itk import save_affine
 
         start = time.perf_counter()
         with devices.itk_threads(self.inputs.num_threads):

@@ -17,7 +17,8 @@ from mmln_pipeline.images.volumes import brain_mask, conform, looks_skull_stripp
 from mmln_pipeline.linear.choices import AFFINES
 from mmln_pipeline.machine.devices import itk_threads
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.transforms import Transform, itk_points, matrix_from_sitk, read_transform, to_sitk_image
+from mmln_pipeline.space.itk import itk_points, matrix_from_sitk, to_sitk_image
+from mmln_pipeline.space.transforms import Transform, read_transform
 
 # Shrink factor, smoothing in voxels, share of voxels sampled; the last is the 2 mm image itself.
 _LEVELS = ((4, 1.0, 1.0), (2, 1.0, 0.5), (1, 0.0, 0.2))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from nibabel import Nifti1Image
     from numpy.typing import NDArray
 
-    from mmln_pipeline.space.transforms import DisplacementField, Transform
+    from mmln_pipeline.space.displacements import DisplacementField
+    from mmln_pipeline.space.transforms import Transform
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the stage, the steps done and the steps in all."""
@@ -111,7 +112,7 @@ class RegistrationResult:
         """
         from mmln_pipeline.images.volumes import save_image
         from mmln_pipeline.machine.files import write_text
-        from mmln_pipeline.space.transforms import save_displacement
+        from mmln_pipeline.space.itk import save_displacement
 
         start = time.perf_counter()
         folder = check_output_dir(output_dir)

@@ -34,8 +34,9 @@ from mmln_pipeline.registration.pair import Pair, read_start
 from mmln_pipeline.registration.result import Progress, RegistrationResult, TopologyError
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.scores import evaluation, metrics, quality
+from mmln_pipeline.space.displacements import displacement_from_voxels, displacement_to_voxels
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.transforms import Transform, displacement_from_voxels, displacement_to_voxels
+from mmln_pipeline.space.transforms import Transform
 
 MIN_OVERLAP = 0.1
 """Share of the fixed brain that the linearly aligned moving brain must cover at least."""

@@ -24,7 +24,8 @@ from mmln_pipeline.fields.jacobian import jacobian_determinant, ndv
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import looks_skull_stripped
 from mmln_pipeline.scores import metrics, quality
-from mmln_pipeline.space.transforms import Transform, displacement_to_voxels
+from mmln_pipeline.space.displacements import displacement_to_voxels
+from mmln_pipeline.space.transforms import Transform
 
 
 def score_field(

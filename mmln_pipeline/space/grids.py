@@ -16,8 +16,6 @@ GRID_SHAPE = (160, 192, 224)
 """Size of the network's grid in voxels of 1 mm."""
 GRID_AXES = ("L", "I", "A")
 """Direction in which each of its axes points: left, inferior, anterior."""
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-"""RAS+ to LPS+ (ITK) and back."""
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # by NIfTI's code: metre, micrometre; unknown is mm
 _UNIT_BITS = 0b111
 _SAME_GRID_MM, _DECIMALS_MM = 1e-2, 3

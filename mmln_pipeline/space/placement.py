@@ -23,7 +23,8 @@ from nibabel import Nifti1Image
 from nibabel.affines import apply_affine
 
 from mmln_pipeline.machine.reading import UNREADABLE
-from mmln_pipeline.space.grids import LPS, affine_in_mm
+from mmln_pipeline.space.grids import affine_in_mm
+from mmln_pipeline.space.itk import affine_from_sitk
 
 TOLERANCE_MM = 0.1
 """Readings that lie closer at all corners are one: what float32 leaves of a rotation."""
@@ -171,9 +172,7 @@ def _read_with_itk(path: str | os.PathLike[str]) -> np.ndarray:
     reader.SetFileName(os.fspath(path))
     with _quiet_itk():
         reader.ReadImageInformation()
-    n = reader.GetDimension()
-    linear = np.reshape(reader.GetDirection(), (n, n)) * reader.GetSpacing()
-    return LPS @ nib.affines.from_matvec(linear[:3, :3], reader.GetOrigin()[:3])
+    return affine_from_sitk(reader)
 
 
 @contextmanager
