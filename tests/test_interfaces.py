@@ -12,7 +12,8 @@ from nipype.pipeline import engine as pe
 from mmln_pipeline import interfaces
 from mmln_pipeline.images import volumes
 from mmln_pipeline.interfaces.saving import put_file, put_text
-from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.itk import save_affine, save_displacement
 from mmln_pipeline.space.transforms import Transform, read_transform

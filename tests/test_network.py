@@ -8,9 +8,12 @@ import torch
 
 from mmln_pipeline.fields.integration import integrate
 from mmln_pipeline.fields.scales import downsample
-from mmln_pipeline.network.model import MMLN, NetworkConfig, splice, to_slices
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.core import central_window, register_core
+from mmln_pipeline.network.model import MMLN
+from mmln_pipeline.network.slices import register_slices, splice, to_slices
 from mmln_pipeline.training.config import LossConfig, StageConfig, TrainConfig
-from mmln_pipeline.training.objective import RunObjective, central_window, class_shares
+from mmln_pipeline.training.objective import RunObjective, class_shares
 
 SHAPE = (16, 20, 24)
 
@@ -61,7 +64,7 @@ def test_integrated_velocities_are_the_last_runs_field(pair, combine, schedule, 
 def test_exchanging_the_images_turns_a_symmetric_levels_velocity_round(pair, symmetric, turns):
     model = tiny(schedule=CYCLE, symmetric=symmetric)
     with torch.no_grad():
-        there, back = (model.run(*images, levels=1)[0].residual for images in (pair, pair[::-1]))
+        there, back = (model.run(*images, finest=1)[0].residual for images in (pair, pair[::-1]))
     assert torch.allclose(there, -back, atol=1e-6) is turns
 
 
@@ -71,7 +74,7 @@ def test_symmetric_levels_keep_the_pairs_of_a_batch_apart(pair):
         outputs = model.run(*pair)
         batch = model.run(torch.cat([pair[1], pair[0]]), torch.cat([pair[0], pair[1]]))
     assert [out.features.shape[0] for out in outputs] == [1] * len(CYCLE)
-    assert [out.level for out in outputs] == [p - 1 for p in CYCLE]
+    assert [out.level for out in outputs] == list(CYCLE)
     for one, two in zip(outputs, batch, strict=True):
         torch.testing.assert_close(two.residual[1:], one.residual, atol=1e-4, rtol=0)
         torch.testing.assert_close(two.features[1:], one.features, atol=1e-4, rtol=0)
@@ -81,7 +84,7 @@ def test_a_coarser_run_keeps_the_finer_field(pair):
     model = tiny(schedule=(1, 2, 1, 2, 3))
     with torch.no_grad():
         outputs = model.run(*pair)
-    assert [out.level for out in outputs] == [0, 1, 0, 1, 2]
+    assert [out.level for out in outputs] == [1, 2, 1, 2, 3]
     assert outputs[2].residual.shape[2:] == (4, 5, 6)
     assert outputs[2].displacement.shape == outputs[1].displacement.shape
 
@@ -96,8 +99,8 @@ def test_features_only_rise(pair):
 
 def test_without_a_level_its_runs_are_left_out(pair):
     model = tiny(schedule=CYCLE)
-    assert model.schedule(2) == [0, 0, 1, 0, 1]
-    assert [out.level for out in model.run(*pair, levels=1)] == [0, 0, 0]
+    assert model.config.runs(2) == [1, 1, 2, 1, 2]
+    assert [out.level for out in model.run(*pair, finest=1)] == [1, 1, 1]
     with torch.no_grad():
         every, coarse = model(*pair), model(*pair, finest=False)
     assert len(every) == 6
@@ -133,24 +136,24 @@ def test_bfloat16_agrees_with_float32(pair):
     assert (exact - half).abs().max() < 0.05 * exact.abs().max() + 0.01
 
 
-@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("slices", [("axial",), ("sagittal", "axial", "coronal")])
 def test_the_slice_loss_alone_reaches_the_3d_weights(pair, level, slices):
     model = tiny(slices=slices)
     pairs = model.pyramid(*pair)
-    below = model.run_level(0, *pairs[0]) if level else None
-    out = model.run_level(level, *pairs[level], below)
-    for displacement in model.run_slices(level, *pairs[level], out, below):
+    before = model.run_level(1, *pairs[1]) if level > 1 else None
+    out = model.run_level(level, *pairs[level], before)
+    for displacement in register_slices(model, *pairs[level], out, before):
         model.zero_grad()
         displacement.square().sum().backward(retain_graph=True)
-        assert model.levels[level].decode.weight.grad.abs().sum() > 0
-        assert model.levels[level].encode[0].weight.grad.abs().sum() > 0
+        assert model.subnet(level).decode.weight.grad.abs().sum() > 0
+        assert model.subnet(level).encode[0].weight.grad.abs().sum() > 0
 
 
 def test_slices_do_not_move_through_their_plane(pair):
     model = tiny(slices=("axial",))
-    fixed, moving = model.pyramid(*pair)[0]
-    (displacement,) = model.run_slices(0, fixed, moving, model.run_level(0, fixed, moving))
+    fixed, moving = model.pyramid(*pair)[1]
+    (displacement,) = register_slices(model, fixed, moving, model.run_level(1, fixed, moving))
     assert displacement[:, 1].abs().max() == 0
     assert displacement[:, 0].abs().max() > 0
 
@@ -167,11 +170,11 @@ def test_slicing_and_splicing_are_inverse(axis):
 
 def test_the_core_branch_uses_the_finest_levels_weights(pair):
     model = tiny()
-    pairs = model.pyramid(*pair)
     with torch.no_grad():
-        below = model.run(*pair, levels=2)[-1]
-    out = model.run_level(2, *pairs[2], below, window=central_window(SHAPE, (8, 12, 12)))
-    out.displacement.square().sum().backward()
+        before = model.run(*pair, finest=2)[-1]
+    displacement, core = register_core(model, *pair, before, (8, 12, 12))
+    assert core == central_window(SHAPE, (8, 12, 12))
+    displacement.square().sum().backward()
     touched = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert touched == {name for name, _ in model.named_parameters() if name.startswith("levels.2")}
 
@@ -181,19 +184,19 @@ def test_a_window_as_large_as_the_grid_changes_nothing(pair, finest_field):
     model = tiny(schedule=CYCLE, finest_field=finest_field)
     pairs = model.pyramid(*pair)
     with torch.no_grad():
-        below = model.run(*pair, levels=2)[-1]
-        whole = model.run_level(2, *pairs[2], below)
-        windowed = model.run_level(2, *pairs[2], below, window=tuple(slice(0, n) for n in SHAPE))
+        before = model.run(*pair, finest=2)[-1]
+        whole = model.run_level(3, *pairs[3], before)
+        windowed = model.run_level(3, *pairs[3], before, window=tuple(slice(0, n) for n in SHAPE))
     torch.testing.assert_close(whole.displacement, windowed.displacement)
 
 
 def grown(model):
     """Return which levels' weights have a gradient."""
-    return {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    return {int(name.split(".")[1]) + 1 for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
 @pytest.mark.parametrize("combine", ["compose", "add"])
-@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("level", [1, 2, 3])
 def test_the_objective_trains_its_level_and_whatever_gave_it_its_start(pair, level, combine):
     model = tiny(combine)
     stages = (StageConfig(levels=(1,), steps=1),)
@@ -204,10 +207,10 @@ def test_the_objective_trains_its_level_and_whatever_gave_it_its_start(pair, lev
     for frozen in (True, False):
         model.zero_grad()
         with torch.set_grad_enabled(not frozen):
-            below = model.run(*pair, levels=level)[-1] if level else None
-        losses, _ = objective(*pairs[level], level, below)
+            before = model.run(*pair, finest=level - 1)[-1] if level > 1 else None
+        losses, _ = objective(*pairs[level], level, before)
         losses["loss"].backward()
-        assert grown(model) == ({str(level)} if frozen else {str(p) for p in range(level + 1)})
+        assert grown(model) == ({level} if frozen else set(range(1, level + 1)))
         assert losses["branch"] > 0 and losses["dice"] == 0
 
 
@@ -225,18 +228,18 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
     labels[..., 4:12, 4:12, 4:12] = 47
     labels[..., :3] = 154
     labels[..., -3:] = 46  # a label of neither
-    level, pairs = CYCLE[run] - 1, model.pyramid(*pair)
-    window = tuple(slice(2, n - 2) for n in SHAPE) if level == 2 else None
-    below = None
+    level, pairs = CYCLE[run], model.pyramid(*pair)
+    window = tuple(slice(2, n - 2) for n in SHAPE) if level == 3 else None
+    before = None
     with torch.no_grad():
-        for p in model.schedule()[:run]:
-            below = model.run_level(p, *pairs[p], below)
+        for earlier in CYCLE[:run]:
+            before = model.run_level(earlier, *pairs[earlier], before)
     objective = RunObjective(model, config)
     objective.parcels = [(154,)]  # the only one here, so it is drawn
     maps = objective.maps(*pair, (labels, labels.roll(1, 2)), np.random.default_rng(0))
-    losses, _ = objective(*pairs[level], level, below, window, maps[level])
+    losses, _ = objective(*pairs[level], level, before, window, maps[level])
     losses["loss"].backward()
-    assert grown(model) == {str(level)}
+    assert grown(model) == {level}
     assert 0 < losses["dice"] < 1 and 0 < losses["tissue"] < 1 and 0 < losses["cortex"] < 1
 
 

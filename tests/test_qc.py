@@ -13,7 +13,8 @@ from scipy.spatial.transform import Rotation
 from mmln_pipeline import QualityWarning, register
 from mmln_pipeline.cli import main
 from mmln_pipeline.images import volumes
-from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.registration.result import describe_doubt
 from mmln_pipeline.scores import evaluation, quality
 from mmln_pipeline.space.transforms import Transform

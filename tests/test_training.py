@@ -15,7 +15,8 @@ from mmln_pipeline.atlas import templates
 from mmln_pipeline.atlas.labels import structures28
 from mmln_pipeline.fields.warping import warp
 from mmln_pipeline.images import volumes
-from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.training import pack, train, validation
 from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.weights import list_models, load_model, resolve_model, save_model
 
 

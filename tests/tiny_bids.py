@@ -11,7 +11,8 @@ from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.images import volumes
-from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.weights import save_model
 
 SHAPE = (24, 28, 32)

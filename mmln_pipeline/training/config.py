@@ -9,8 +9,8 @@ from typing import Any
 
 from mmln_pipeline.images import volumes
 from mmln_pipeline.machine.toml import read_toml, to_dataclass
+from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.losses import SIMILARITIES
-from mmln_pipeline.network.model import NetworkConfig
 
 NEUROMORPHOMETRICS = ("structures28", "structures28:neuromorphometrics", "neuromorphometrics")
 """Bundled label tables in the one numbering that tells the parcels of the cortex."""
@@ -282,9 +282,9 @@ class TrainConfig:
         return max(level for s in self.stages[: stage + 1] for level in s.levels)
 
     def smoothing(self, level: int) -> float:
-        """Return the regularisation parameter k of a level, from 0."""
+        """Return the regularisation parameter k of a level, from 1 (coarsest)."""
         k = self.loss.smoothing
-        return k[level] if isinstance(k, tuple) else k
+        return k[level - 1] if isinstance(k, tuple) else k
 
     def asdict(self) -> dict[str, Any]:
         """Return the configuration as plain values, for the card and for the check on resuming."""

@@ -257,7 +257,7 @@ class Trainer:
         """Train one stage; return whether it got to its last step."""
         plan = self.config.stages[stage]
         objective = RunObjective(self.model, self.config, self.table)
-        parameters = [p for q in self._reached(plan) for p in self._level_parameters(q)]
+        parameters = [p for level in self._reached(plan) for p in self.model.level_parameters(level)]
         optimizer: Any = torch.optim.Adam(parameters, lr=self.config.optimization.learning_rate)
         optimizer = self.fabric.setup_optimizers(optimizer)
         averaged = AveragedModel(self.model, avg_fn=self._average)
@@ -292,10 +292,10 @@ class Trainer:
         return True
 
     def _reached(self, plan: StageConfig) -> list[int]:
-        """Return the levels, from 0, whose weights a stage moves."""
+        """Return the levels whose weights a stage moves."""
         if plan.is_frozen(plan.steps - 1):
-            return [level - 1 for level in plan.levels]
-        return list(range(max(plan.levels)))
+            return list(plan.levels)
+        return list(range(1, max(plan.levels) + 1))
 
     def _step(self, stage: int, objective: RunObjective, optimizer: Any) -> dict[str, float]:
         """Take freshly drawn pairs through the schedule; what is drawn depends on seed, step and weights alone."""
@@ -306,35 +306,34 @@ class Trainer:
         batch = _stack([*drawn, *(pair.swapped() for pair in drawn)] if self.config.data.both_orders else drawn)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
-        levels = [level - 1 for level in plan.levels]
         maps = objective.maps(batch.fixed, batch.moving, batch.labels, generator)
         pairs = self.model.pyramid(batch.fixed, batch.moving)
-        runs = self.model.schedule(self.config.taught(stage))
-        last = max(i for i, p in enumerate(runs) if p in levels)
-        below: LevelOutput | None = None
+        runs = self.config.network.runs(self.config.taught(stage))
+        last = max(i for i, level in enumerate(runs) if level in plan.levels)
+        before: LevelOutput | None = None
         history = []
-        for i, p in enumerate(runs[: last + 1]):
-            if p not in levels:
+        for i, level in enumerate(runs[: last + 1]):
+            if level not in plan.levels:
                 with self.fabric.autocast(), torch.set_grad_enabled(not plan.is_frozen(step)):
-                    below = self.model.run_level(p, *pairs[p], below)
+                    before = self.model.run_level(level, *pairs[level], before)
                 continue
             window = None
-            if plan.window and p == self.config.network.levels - 1:
+            if plan.window and level == self.config.network.levels:
                 window = draw_window(batch.fixed.shape[2:], plan.window, generator)
             with self.fabric.autocast():
-                losses, out = objective(*pairs[p], p, below, window, maps[p])
+                losses, out = objective(*pairs[level], level, before, window, maps[level])
             self._update(optimizer, losses["loss"])
             history.append({name: float(value.detach()) for name, value in losses.items()})
             if window and i < last:  # the next run wants the whole grid
                 with self.fabric.autocast(), torch.no_grad():
-                    out = self.model.run_level(p, *pairs[p], below)
-            below = out.detach()
+                    out = self.model.run_level(level, *pairs[level], before)
+            before = out.detach()
         return {name: statistics.fmean(row[name] for row in history) for name in history[0]}
 
     def _align(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Return the velocity of the first run: where a brain goes that is sent towards another."""
         with self.fabric.autocast(), torch.no_grad():
-            return self.model.run_level(0, *self.model.pyramid(fixed, moving)[0]).residual
+            return self.model.run_level(1, *self.model.pyramid(fixed, moving)[1]).residual
 
     def _update(self, optimizer: Any, loss: Tensor) -> None:
         """Move the weights by one gradient."""
@@ -355,10 +354,6 @@ class Trainer:
         n = float(count)
         keep = min(self.config.optimization.averaging, (1 + n) / (10 + n))
         return average.lerp(current, 1 - keep)
-
-    def _level_parameters(self, level: int) -> list[torch.nn.Parameter]:
-        branches = list(self.model.slices[level].parameters()) if level < len(self.model.slices) else []
-        return [*self.model.levels[level].parameters(), *branches]
 
     def _score_start(self) -> None:
         """Score the network before its first step; weights to start from are what the first stage has to beat."""

@@ -13,9 +13,11 @@ from torch import Tensor
 from mmln_pipeline.atlas.labels import LabelTable, load_label_table, structures28
 from mmln_pipeline.fields.scales import downsample, resize_field
 from mmln_pipeline.fields.warping import warp
-from mmln_pipeline.fields.windows import Window, crop, halve_window
+from mmln_pipeline.fields.windows import Patch, Window, crop, halve_window
+from mmln_pipeline.network.core import register_core
 from mmln_pipeline.network.losses import level_loss, similarity_loss, smoothness_loss, soft_dice_loss, volume_loss
 from mmln_pipeline.network.model import MMLN, LevelOutput
+from mmln_pipeline.network.slices import register_slices
 from mmln_pipeline.network.tissues import tissue_maps
 from mmln_pipeline.training.config import TrainConfig
 
@@ -50,7 +52,7 @@ class RunObjective:
         fixed: Tensor,
         moving: Tensor,
         level: int,
-        below: LevelOutput | None = None,
+        before: LevelOutput | None = None,
         window: Window | None = None,
         maps: Maps | None = None,
     ) -> tuple[dict[str, Tensor], LevelOutput]:
@@ -61,8 +63,8 @@ class RunObjective:
         fixed, moving : Tensor, shape (B, 1, I, J, K)
             The pair at the level's size, in [0, 1].
         level : int
-            From 0 (coarsest).
-        below : LevelOutput, optional
+            From 1 (coarsest).
+        before : LevelOutput, optional
             The run before; none for the first.
         window : tuple of 3 slices, optional
             Sub-volume of the finest level's grid to train on instead of the whole.
@@ -76,19 +78,19 @@ class RunObjective:
         out : LevelOutput
             On the window when there is one.
         """
-        out = self.model.run_level(level, fixed, moving, below, window)
+        out = self.model.run_level(level, fixed, moving, before, window)
         adds = self.model.config.combine == "add"  # then V_p is what is integrated, else each residual is
         parts = {
             "similarity": self._similarity(fixed, moving, out.displacement, window),
             "smoothness": smoothness_loss(out.velocity if adds else out.residual),
-            "branch": self._branch(level, fixed, moving, out, below),
+            "branch": self._branch(level, fixed, moving, out, before),
             "volume": self._volume(out.displacement),
             "tissue": self._overlap("tissue", maps, out.displacement, window),
             "dice": self._overlap("dice", maps, out.displacement, window),
             "cortex": self._overlap("cortex", maps, out.displacement, window),
         }
         loss = level_loss(
-            level + 1,
+            level,
             self.model.config.levels,
             parts["similarity"],
             parts["smoothness"],
@@ -103,7 +105,7 @@ class RunObjective:
         moving: Tensor,
         labels: tuple[Tensor, Tensor] | None,
         generator: np.random.Generator,
-    ) -> list[Maps]:
+    ) -> dict[int, Maps]:
         """Prepare what the Dice losses of a pair compare.
 
         Parameters
@@ -117,8 +119,8 @@ class RunObjective:
 
         Returns
         -------
-        list of dict of str to tuple of 2 Tensor
-            For every level, by the name of the loss, the share of each class in every voxel, shape
+        dict of int to dict of str to tuple of 2 Tensor
+            By the level and the name of the loss, the share of each class in every voxel, shape
             (B, classes, i, j, k): on the level's grid, at the finest level on that of half the size. Only of the losses
             that count.
         """
@@ -131,16 +133,15 @@ class RunObjective:
             drawn = [self.parcels[i] for i in generator.permutation(len(self.parcels))[:PARCELS_A_STEP]]
             finest["cortex"] = (class_shares(labels[0], drawn), class_shares(labels[1], drawn))
         levels = self.model.config.levels
-        maps = [finest] * min(levels, 2)
-        for _ in range(levels - 2):
-            maps.insert(0, {name: (downsample(f), downsample(m)) for name, (f, m) in maps[0].items()})
+        maps = {levels: finest, max(1, levels - 1): finest}
+        for level in range(levels - 2, 0, -1):
+            maps[level] = {name: (downsample(f), downsample(m)) for name, (f, m) in maps[level + 1].items()}
         return maps
 
     def _moved(self, moving: Tensor, displacement: Tensor, window: Window | None) -> Tensor:
         """Return the moving image, or any image on its grid, seen through a field that may be coarser."""
-        size = [s.stop - s.start for s in window] if window else moving.shape[2:]
-        origin = tuple(s.start for s in window) if window else (0, 0, 0)
-        return warp(moving, resize_field(displacement, size), origin=origin)
+        seen = Patch.of(moving.shape[2:], window)
+        return warp(moving, resize_field(displacement, seen.size), origin=seen.origin)
 
     def _similarity(self, fixed: Tensor, moving: Tensor, displacement: Tensor, window: Window | None = None) -> Tensor:
         moved = self._moved(moving, displacement, window)
@@ -162,18 +163,18 @@ class RunObjective:
         weight = getattr(self.config.loss, name)
         return weight * soft_dice_loss(fixed, self._moved(moving, displacement, window))
 
-    def _branch(self, level: int, fixed: Tensor, moving: Tensor, out: LevelOutput, below: LevelOutput | None) -> Tensor:
-        """Return the weighted similarity of the slice branch (levels 1, 2) or the core branch (finest level)."""
-        finest = level == self.model.config.levels - 1
-        loss = self.config.loss
-        weight = loss.theta if finest else (loss.alpha, loss.beta)[min(level, 1)]
-        if weight == 0 or not (finest or self.model.config.slices):
+    def _branch(
+        self, level: int, fixed: Tensor, moving: Tensor, out: LevelOutput, before: LevelOutput | None
+    ) -> Tensor:
+        """Return the weighted similarity of the core branch (finest level) or the slice branch (the others)."""
+        loss, levels = self.config.loss, self.model.config.levels
+        weight = loss.theta if level == levels else loss.alpha if level == 1 else loss.beta
+        if weight == 0 or not (level == levels or self.model.config.slices):
             return torch.zeros((), device=fixed.device)
-        if finest:
-            core = central_window(fixed.shape[2:], loss.core)
-            again = self.model.run_level(level, fixed, moving, below, core)
-            return weight * self._similarity(fixed, moving, again.displacement, core)
-        stacks = self.model.run_slices(level, fixed, moving, out, below)
+        if level == levels:
+            displacement, core = register_core(self.model, fixed, moving, before, loss.core)
+            return weight * self._similarity(fixed, moving, displacement, core)
+        stacks = register_slices(self.model, fixed, moving, out, before)
         return weight * torch.stack([self._similarity(fixed, moving, u) for u in stacks]).mean()
 
 
@@ -203,11 +204,3 @@ def class_shares(labels: Tensor, classes: Sequence[Sequence[int]]) -> Tensor:
         corner = found[:, :, i::2, j::2, k::2].flatten(2)
         shares.scatter_add_(1, corner, torch.full_like(corner, 1 / 8, dtype=shares.dtype))
     return shares[:, :-1].unflatten(2, half)
-
-
-def central_window(shape: Sequence[int], size: Sequence[int]) -> Window:
-    """Return the window of a size in the centre of a grid, with even starts; no larger than the grid."""
-    size = [min(n, s) for n, s in zip(shape, size, strict=True)]
-    return tuple(
-        slice(start, start + s) for start, s in (((n - s) // 4 * 2, s) for n, s in zip(shape, size, strict=True))
-    )

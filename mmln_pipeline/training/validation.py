@@ -77,7 +77,7 @@ def validate_by_loss(model: MMLN, volumes: Sequence[Volume], levels: int, config
         similarity = similarity_loss(
             fixed.scaled, warp(moving.scaled, displacement), config.loss.similarity, config.loss.window
         )
-        loss = similarity + config.smoothing(config.network.levels - 1) * smoothness_loss(out.velocity)
+        loss = similarity + config.smoothing(config.network.levels) * smoothness_loss(out.velocity)
         rows.append({"loss": float(loss), **_regularity(fixed, displacement)})
     return _means(rows)
 
@@ -134,7 +134,7 @@ class Selection:
 
 def _register(model: MMLN, fixed: Volume, moving: Volume, levels: int) -> tuple[LevelOutput, Tensor]:
     """Return a pair's last output, and its displacement on the full grid."""
-    out = model.run(fixed.scaled, moving.scaled, levels=levels)[-1]
+    out = model.run(fixed.scaled, moving.scaled, levels)[-1]
     return out, resize_field(out.displacement, fixed.scaled.shape[2:])
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import save
 
 from mmln_pipeline.machine.files import atomic_path, checksum, write_text
 from mmln_pipeline.machine.toml import to_dataclass
-from mmln_pipeline.network.model import MMLN, NetworkConfig
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 
 FOLDER = Path(__file__).parent
 
@@ -153,8 +154,7 @@ def save_card(model: MMLN, path: Path, card: dict[str, Any]) -> None:
 
 def silent_levels(model: MMLN) -> list[int]:
     """Return the levels, from 1, that add nothing, since their last convolution is still zero."""
-    levels: Any = model.levels
-    return [number for number, level in enumerate(levels, 1) if not level.head.weight.any()]
+    return [level for level in range(1, model.config.levels + 1) if not model.subnet(level).head.weight.any()]
 
 
 def _read_card(path: Path) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""The shape of the network: its levels, from 1 (coarsest) to L, what each sees, and the order in which they run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from mmln_pipeline.network.slices import AXES
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the network.
+
+    Parameters
+    ----------
+    levels : int, default=3
+        Pyramid levels L.
+    channels : int, default=28
+        Feature channels C of every convolution.
+    velocity_range : float, default=8.0
+        Bound of a level's residual velocity, in voxels of that level per unit time.
+    combine : {"compose", "add"}, default="compose"
+        How a level's residual joins the level below.
+    slices : sequence of {"axial", "coronal", "sagittal"}, default=("axial",)
+        Stacks of the 2-D branch; empty for none.
+    schedule : sequence of int, optional
+        Levels in the order in which they run, from 1 (coarsest); empty for each once, coarse to fine.
+    finest_field : {"full", "half"}, default="full"
+        Size of the finest level's field, relative to the images.
+    symmetric : sequence of int, optional
+        Levels, from 1 (coarsest), that see the pair in both orders: ``R = (net(F, M, V) - net(M, F, -V)) / 2``.
+    """
+
+    levels: int = 3
+    channels: int = 28
+    velocity_range: float = 8.0
+    combine: str = "compose"
+    slices: tuple[str, ...] = ("axial",)
+    schedule: tuple[int, ...] = ()
+    finest_field: str = "full"
+    symmetric: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"network.{name}: expected at least 1, found {getattr(self, name)}")
+        object.__setattr__(self, "slices", tuple(self.slices))
+        object.__setattr__(self, "schedule", tuple(self.schedule) or tuple(range(1, self.levels + 1)))
+        object.__setattr__(self, "symmetric", tuple(self.symmetric))
+        if self.combine not in ("compose", "add"):
+            raise ValueError(f"network.combine: expected 'compose' or 'add', found {self.combine!r}")
+        unknown = set(self.slices) - set(AXES)
+        if unknown:
+            raise ValueError(f"network.slices: expected names among {sorted(AXES)}, found {sorted(unknown)}")
+        if self.finest_field not in ("full", "half"):
+            raise ValueError(f"network.finest_field: expected 'full' or 'half', found {self.finest_field!r}")
+        if beyond := set(self.symmetric) - set(range(1, self.levels + 1)):
+            raise ValueError(f"network.symmetric: expected levels 1 to {self.levels}, found {sorted(beyond)}")
+        steps = zip((0, *self.schedule), self.schedule, strict=False)
+        if set(self.schedule) != set(range(1, self.levels + 1)) or any(b > a + 1 for a, b in steps):
+            raise ValueError(
+                f"network.schedule: expected levels 1 to {self.levels}, each behind the one below it, "
+                f"found {list(self.schedule)}"
+            )
+
+    @property
+    def knows_velocity(self) -> bool:
+        """Whether level 1 sees a velocity: not before its only run."""
+        return self.schedule.count(1) > 1
+
+    def is_folded(self, level: int) -> bool:
+        """Return whether a level sees its images folded into channels of half their size."""
+        return level == self.levels and self.finest_field == "half"
+
+    def runs(self, finest: int | None = None) -> list[int]:
+        """Return the levels in the order in which they run, without those above the finest one wanted."""
+        return [level for level in self.schedule if finest is None or level <= finest]
+
+    def asdict(self) -> dict[str, object]:
+        """Return the configuration as plain values, for a card or a checkpoint."""
+        lists = {name: list(getattr(self, name)) for name in ("slices", "schedule", "symmetric")}
+        return asdict(self) | lists
