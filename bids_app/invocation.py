@@ -242,6 +242,9 @@ class Config:
         check_options(self)
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
+        for name in self.derivatives:  # part of the sources' BIDS URIs, where "raw" is the raw dataset
+            if name == "raw" or not re.fullmatch("[0-9A-Za-z_-]+", name):
+                raise ValueError(f"derivatives: expected names of letters, digits, _ and -, not raw; found {name!r}")
 
     def registration(self) -> dict[str, Any]:
         """Return the settings of each registration, by their names in `Settings`; threads are the scheduler's."""

@@ -80,7 +80,7 @@ def warp_corners(image: Tensor, displacement: Tensor, corners: Sequence[int]) ->
     displacement : Tensor, shape (1, 3, ceil(I/2), ceil(J/2), ceil(K/2))
         Voxels of its own grid.
     corners : sequence of int
-        Which of the channels that :func:`fold` makes of a block's voxels, 0 to 7.
+        Which of the channels that :func:`mmln_pipeline.fields.scales.fold` makes of a block's voxels, 0 to 7.
 
     Returns
     -------
