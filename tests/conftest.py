@@ -6,11 +6,11 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from tiny_bids import command, finished, place, tiny_grid
+from tiny_bids import command, finished, place
 
 matplotlib.use("Agg")
 
-__all__ = ["command", "finished", "place", "tiny_grid"]  # fixtures of the tests of the BIDS App
+__all__ = ["command", "finished", "place"]  # fixtures of the tests of the BIDS App
 
 DATA_ROOT = Path(os.environ.get("MMLN_TEST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")).absolute()
 

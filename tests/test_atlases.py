@@ -11,14 +11,11 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_bids import SHAPE, describe, list_files, make_brain, one_error, snapshot, write_image
+from tiny_bids import describe, list_files, make_brain, one_error, snapshot, write_image
 
 from mmln_pipeline.atlas.sources import read_template_table
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.images import volumes
 from mmln_pipeline.scores.metrics import dice
-
-pytestmark = pytest.mark.usefixtures("tiny_grid")
 
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
     "bids-validator-deno", path=str(Path(sys.executable).parent)
@@ -64,9 +61,7 @@ def several(place, atlases, tmp_path_factory):
     arguments += ["--template", atlases / "table.tsv", "--model", place / "tiny.safetensors", "--refine", "0"]
     arguments += ["--nprocs", "1", "--device", "cpu", "-d", f"halves={place / 'halves'}", *QUICK]
     arguments = [str(argument) for argument in arguments]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(volumes, "GRID_SHAPE", SHAPE)
-        code = main(arguments)
+    code = main(arguments)
     return root / "out", arguments, code
 
 

@@ -32,7 +32,6 @@ from mmln_pipeline.bids_app.run import main
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
     "bids-validator-deno", path=str(Path(sys.executable).parent)
 )
-pytestmark = pytest.mark.usefixtures("tiny_grid")
 
 
 # ---------------------------------------------------------------------------------------------- a whole run

@@ -13,8 +13,6 @@ from mmln_pipeline.bids_app import indexing, participant_level
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.machine.files import why_unreadable
 
-pytestmark = pytest.mark.usefixtures("tiny_grid")
-
 MASK = nb.Nifti1Image((make_brain().get_fdata() > 0).astype(np.uint8), make_brain().affine)
 
 

@@ -14,8 +14,6 @@ from tiny_bids import describe, make_brain, one_error, scan_config, stems, write
 from mmln_pipeline.bids_app.indexing import RAW, list_files, open_index
 from mmln_pipeline.bids_app.layout import find_scans
 
-pytestmark = pytest.mark.usefixtures("tiny_grid")
-
 MISLEADING = ("sub-99/ses-7", "func", "motion/part-phase", "space-MNI/task-x_acq-y_run-2/desc-x")
 
 

@@ -8,14 +8,12 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_bids import SHAPE, list_files, make_brain, one_error, settings, snapshot, write_image
+from tiny_bids import list_files, make_brain, one_error, settings, snapshot, write_image
 
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.images import volumes
 from mmln_pipeline.interfaces.saving import SaveDerivative
 from mmln_pipeline.reporting.record import read_records
 
-pytestmark = pytest.mark.usefixtures("tiny_grid")
 HEAD = "sub-02/anat/sub-02_run-1"
 
 
@@ -36,9 +34,7 @@ def shared(finished, place, tmp_path_factory):
         arguments = [place / "raw", out, level, "-w", root / "work", *settings(place), "--participant-label", "02"]
         arguments += ["--template", root / "tpl-other_T1w.nii.gz", "--template-dseg", dseg]
         arguments += ["-d", f"labels={place / 'labels'}", *options]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(volumes, "GRID_SHAPE", SHAPE)
-            return main([str(argument) for argument in arguments])
+        return main([str(argument) for argument in arguments])
 
     before = snapshot(out)
     return SimpleNamespace(out=out, before=before, code=run(), run=run)

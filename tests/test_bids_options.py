@@ -13,11 +13,8 @@ from tiny_bids import SHAPE, committed_files, describe, list_files, make_brain, 
 from mmln_pipeline.bids_app.arguments import build_parser, parse_args
 from mmln_pipeline.bids_app.finished import find_results
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.images import volumes
 from mmln_pipeline.space.grids import Grid
 from mmln_pipeline.space.transforms import Transform, read_transform
-
-pytestmark = pytest.mark.usefixtures("tiny_grid")
 
 CENTRE, RADIUS = np.array([3.0, -2.0, 4.0]), 3.5  # the lesion's, mm
 MOVED = from_matvec(Rotation.from_euler("xyz", (4, -3, 5), degrees=True).as_matrix(), (1.0, -1.5, 0.5))
@@ -59,9 +56,7 @@ def averaged(place, tmp_path_factory):
     arguments = [root / "raw", root / "out", "participant", "-w", root / "work", *settings(place)]
     arguments += ["--lesion-mask", "auto", "--no-bias-correction"]
     arguments = [str(argument) for argument in arguments]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(volumes, "GRID_SHAPE", SHAPE)
-        assert main(arguments) == 0
+    assert main(arguments) == 0
     return root / "raw", root / "out", arguments
 
 

@@ -11,8 +11,6 @@ from tiny_bids import describe, make_brain, one_error, scan_config, stems, write
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
 
-pytestmark = pytest.mark.usefixtures("tiny_grid")
-
 
 def test_labels_choose_scans(place):
     assert stems(place) == ["sub-01_ses-a", "sub-01_ses-b", "sub-02_run-1"]

@@ -12,8 +12,7 @@ import torch
 from mmln_pipeline import __version__, weights
 from mmln_pipeline.cli import commands, main
 from mmln_pipeline.cli.parser import build_parser
-from mmln_pipeline.registration import steps
-from mmln_pipeline.space.grids import Grid
+from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.space.itk import save_affine
 
 COMMANDS = ("register", "apply", "evaluate", "train", "models")
@@ -23,6 +22,8 @@ SHAPE = (16, 18, 20)
 class Still(torch.nn.Module):
     """Answer every pair with a zero velocity."""
 
+    config = NetworkConfig(grid=SHAPE)
+
     def forward(self, fixed, moving, finest=True):
         return (torch.zeros(1, 3, *fixed.shape[2:]),)
 
@@ -31,7 +32,6 @@ class Still(torch.nn.Module):
 def network(monkeypatch):
     card = {"name": "still", "sha256": "0" * 64}
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Still(), card))
-    monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, np.eye(4)))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -19,7 +20,7 @@ from scipy.spatial.transform import Rotation
 from tiny_bids import SHAPE, committed_files, make_brain
 
 import mmln_pipeline
-from mmln_pipeline import cli, demo, interfaces, workflows
+from mmln_pipeline import cli, demo, interfaces, weights, workflows
 from mmln_pipeline.atlas import templates
 from mmln_pipeline.bids_app import arguments as parser
 from mmln_pipeline.bids_app import filters
@@ -28,7 +29,6 @@ from mmln_pipeline.bids_app.plugin_option import read_plugin
 from mmln_pipeline.bids_app.run import main as run_bids_app
 from mmln_pipeline.cli.parser import build_parser as build_cli_parser
 from mmln_pipeline.derivatives import filenames
-from mmln_pipeline.images import volumes
 from mmln_pipeline.registration.result import OUTPUTS
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.transforms import Transform
@@ -74,19 +74,28 @@ def run_block(language, text, names):
 
 @contextlib.contextmanager
 def walnut(folder):
-    """Work in a folder, with a template and a network grid of the size of a walnut, on one processor."""
+    """Work in a folder, with a template and bundled weights for a brain of the size of a walnut, on one processor."""
     brain = make_brain()
     shares = [np.clip(brain.get_fdata() / 600 - shift, 0, 1).astype(np.float32) for shift in (0.0, 0.4)]
     images = brain, *(nb.Nifti1Image(share, brain.affine) for share in shares)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(volumes, "GRID_SHAPE", SHAPE)
+        patch.setattr(weights, "FOLDER", shrink_weights(folder / "weights"))
         for name, image in zip(("template", "gm_template", "wm_template"), images, strict=True):
             patch.setattr(templates.datasets, f"load_mni152_{name}", lambda resolution, image=image: image)
         patch.setattr(demo, "make_truth", partial(demo.make_truth, spacing=1, smoothness=8.0, size=1.0))
         patch.setattr(parser, "_available_processors", lambda: 1)
         patch.setattr(joblib, "cpu_count", lambda: 1)
         yield
+
+
+def shrink_weights(folder):
+    """Copy the bundled weights, with cards that tell of a small grid."""
+    shutil.copytree(weights.FOLDER, folder)
+    for path in folder.glob("*.json"):
+        card = json.loads(path.read_text())
+        path.write_text(json.dumps(card | {"network": card["network"] | {"grid": SHAPE}}))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,8 @@ def test_training_on_three_brains_runs(tmp_path):
     with walnut(tmp_path):
         run_block(*simulate, {})
         shorter = re.sub(r"steps = \d+", "steps = 2", settings.replace("halvings = 1", "halvings = 0"))
+        shorter = shorter.replace("[network]", f"[network]\ngrid = {list(SHAPE)}")
+        assert "grid = " in shorter
         Path("three.toml").write_text(shorter)
         said = run_block(*run, {})
     assert "packing scans: 3/3 brains_sub-0" in said

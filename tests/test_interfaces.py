@@ -10,7 +10,6 @@ import SimpleITK as sitk
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline import interfaces
-from mmln_pipeline.images import volumes
 from mmln_pipeline.interfaces.saving import put_file, put_text
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
@@ -48,7 +47,6 @@ def files(tmp_path, monkeypatch):
         paths[name] = str(folder / f"{name}.nii.gz")
         nb.save(image, paths[name])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(volumes, "GRID_SHAPE", SHAPE)
     return paths
 
 
@@ -56,19 +54,19 @@ def files(tmp_path, monkeypatch):
 def model(tmp_path):
     """A network that leaves every image where it is."""
     path = tmp_path / "tiny.safetensors"
-    save_model(MMLN(NetworkConfig(channels=2, slices=())), path, {"name": "tiny", "license": "none"})
+    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SHAPE)), path, {"name": "tiny", "license": "none"})
     return str(path)
 
 
-def test_conform_and_normalize(files):
+def test_conform_and_normalize(files, model):
     save_affine(np.array([[1.0, 0, 0, 2], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), "shift.mat")
     conformed = interfaces.ConformGrid(
-        in_file=files["moving"], reference=files["fixed"], in_xfm=str(Path("shift.mat").absolute())
+        in_file=files["moving"], reference=files["fixed"], in_xfm=str(Path("shift.mat").absolute()), model=model
     ).run()
     image = nb.load(conformed.outputs.out_file)
     assert image.shape == SHAPE
     assert nb.aff2axcodes(image.affine) == ("L", "I", "A")
-    fixed = interfaces.ConformGrid(in_file=files["fixed"]).run().outputs.out_file
+    fixed = interfaces.ConformGrid(in_file=files["fixed"], model=model).run().outputs.out_file
     np.testing.assert_allclose(image.get_fdata(), nb.load(fixed).get_fdata(), atol=2)
     scaled = interfaces.NormalizeIntensity(in_file=conformed.outputs.out_file).run().outputs.out_file
     data = nb.load(scaled).get_fdata()

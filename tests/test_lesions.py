@@ -13,6 +13,7 @@ from mmln_pipeline import register, weights
 from mmln_pipeline.cli import main
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear.affine import estimate_affine
+from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.registration import steps
 from mmln_pipeline.space.grids import Grid, new_image
 
@@ -35,6 +36,8 @@ def brain(rng):
 class Shift(torch.nn.Module):
     """Answer every pair with one constant velocity."""
 
+    config = NetworkConfig(grid=SHAPE)
+
     def forward(self, fixed, moving, finest=True):
         return (torch.tensor(SHIFT).view(1, 3, 1, 1, 1).expand(1, 3, *fixed.shape[2:]).clone(),)
 
@@ -49,7 +52,6 @@ def refined(monkeypatch):
         return tuple(velocities)
 
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Shift(), {"name": "shift", "sha256": "0" * 64}))
-    monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, LIA))
     monkeypatch.setattr(steps, "taper", lambda velocity, shape: velocity)
     monkeypatch.setattr(steps.descent, "refine", refine)
     return seen

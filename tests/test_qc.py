@@ -12,7 +12,6 @@ from scipy.spatial.transform import Rotation
 
 from mmln_pipeline import QualityWarning, register
 from mmln_pipeline.cli import main
-from mmln_pipeline.images import volumes
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.registration.result import describe_doubt
@@ -152,10 +151,10 @@ def turn(degrees, shift):
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
+def run(tmp_path):
     """A function that registers a pair, with a network that leaves every image where it is; returns the verdict."""
-    monkeypatch.setattr(volumes, "GRID_SHAPE", SHAPE)
-    save_model(MMLN(NetworkConfig(channels=2, slices=())), tmp_path / "still.safetensors", {"name": "still"})
+    still = MMLN(NetworkConfig(channels=2, slices=(), grid=SHAPE))
+    save_model(still, tmp_path / "still.safetensors", {"name": "still"})
 
     def run(moving, moving_dseg=None, init="identity"):
         fixed, fixed_dseg = make_brain()

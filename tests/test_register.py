@@ -16,6 +16,7 @@ import mmln_pipeline
 from mmln_pipeline import register, weights
 from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
+from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.registration import steps as registration
 from mmln_pipeline.scores import evaluation
 from mmln_pipeline.space.grids import Grid
@@ -85,6 +86,8 @@ def pair():
 class Shift(torch.nn.Module):
     """Answer every pair with one constant velocity, and remember what it was given."""
 
+    config = NetworkConfig(grid=SHAPE)
+
     def forward(self, fixed, moving, finest=True):
         self.seen = fixed, moving
         self.finest = finest
@@ -97,7 +100,6 @@ def network(monkeypatch):
     """Replace the weights by `Shift` and the network grid by a small one."""
     model = Shift()
     monkeypatch.setattr(weights, "load_model", lambda name, device: (model, CARD))
-    monkeypatch.setattr(registration.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, lia_affine()))
     monkeypatch.setattr(registration, "taper", lambda velocity, shape: velocity)  # so small a grid is all border
     return model
 

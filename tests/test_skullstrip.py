@@ -251,7 +251,6 @@ def test_dry_run_names_the_method(heads, command, capsys):
     assert "mask: none given: atlas (--skull-strip atlas)" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("tiny_grid")
 def test_app_strips_heads_only(heads, command):
     put_synthstrip(heads.parent / "bin")
     assert command("--no-bias-correction", "--init", "identity", bids=heads) == 0
@@ -263,7 +262,6 @@ def test_app_strips_heads_only(heads, command):
     assert "SynthStrip" in (heads.parent / "out/logs/CITATION.md").read_text()
 
 
-@pytest.mark.usefixtures("tiny_grid")
 def test_head_that_cannot_be_stripped_fails_with_the_mend(heads, command, capsys, monkeypatch):
     def fail(image, seed=0):
         raise ValueError("affine alignment failed")

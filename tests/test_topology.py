@@ -19,9 +19,8 @@ from mmln_pipeline.fields.jacobian import cell_volumes, jacobian_determinant, nd
 from mmln_pipeline.fields.scales import resize_image
 from mmln_pipeline.fields.topology import FLOOR, enforce
 from mmln_pipeline.interfaces import MMLNRegistration
-from mmln_pipeline.registration import steps
+from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.reporting.crashes import find_cause
-from mmln_pipeline.space.grids import Grid
 
 SHAPE = (24, 28, 32)
 
@@ -120,6 +119,8 @@ def test_one_field_at_a_time():
 class Folding(torch.nn.Module):
     """Answer every pair with a velocity that folds."""
 
+    config = NetworkConfig(grid=SHAPE)
+
     def forward(self, fixed, moving, finest=True):
         return tuple(pyramid(1.5))
 
@@ -133,7 +134,6 @@ def pair(monkeypatch, tmp_path):
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "brain.nii.gz")
     card = {"name": "folding", "sha256": "0" * 64, "network": {}}
     monkeypatch.setattr(weights, "load_model", lambda name, device: (Folding(), card))
-    monkeypatch.setattr(steps.volumes, "network_grid", lambda fixed, mask=None: Grid(SHAPE, affine))
     return str(tmp_path / "brain.nii.gz"), str(tmp_path / "brain.nii.gz")
 
 

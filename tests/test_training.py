@@ -14,7 +14,6 @@ from tiny_bids import make_brain, write_image
 from mmln_pipeline.atlas import templates
 from mmln_pipeline.atlas.labels import structures28
 from mmln_pipeline.fields.warping import warp
-from mmln_pipeline.images import volumes
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.training import pack, train, validation
@@ -402,7 +401,6 @@ def dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "pack_volume", lambda *_: pytest.fail("packed before all was checked"))
     monkeypatch.setattr(pack.joblib, "cpu_count", lambda: 1)
     monkeypatch.setattr(pack, "load_template", lambda name: name)
-    monkeypatch.setattr(volumes, "GRID_SHAPE", TINY)
 
     def write(subjects, folder="brains", numbers=STRUCTURES["neuromorphometrics"], entities=("",)):
         for subject in subjects:

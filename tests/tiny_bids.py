@@ -10,7 +10,6 @@ import pytest
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.images import volumes
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.weights import save_model
@@ -64,14 +63,8 @@ def place(tmp_path_factory):
     atlas = nb.Nifti1Image((nb.load(template).get_fdata() > 300).astype(np.uint8), nb.load(template).affine)
     write_image(atlas, root / "tpl-tiny_seg-core_dseg.nii.gz")
     (root / "tpl-tiny_seg-core_dseg.tsv").write_text("index\tname\n1\tCore\n")
-    save_model(MMLN(NetworkConfig(channels=2, slices=())), root / "tiny.safetensors", {"name": "tiny"})
+    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SHAPE)), root / "tiny.safetensors", {"name": "tiny"})
     return root
-
-
-@pytest.fixture
-def tiny_grid(monkeypatch):
-    """Make the network's grid as small as the images."""
-    monkeypatch.setattr(volumes, "GRID_SHAPE", SHAPE)
 
 
 def settings(place):
@@ -103,10 +96,7 @@ def finished(place, tmp_path_factory):
         f"labels={place / 'labels'}",
     ]
     arguments = [str(argument) for argument in arguments]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(volumes, "GRID_SHAPE", SHAPE)
-        code = main(arguments)
-    return root / "out", arguments, code
+    return root / "out", arguments, main(arguments)
 
 
 def list_files(folder):

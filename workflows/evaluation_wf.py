@@ -1,15 +1,18 @@
 """Workflow that records one registration's scores and draws its figures."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.interfaces import ConformGrid, NormalizeIntensity, PlotRegistration, RecordRegistration
+from mmln_pipeline.registration.settings import Settings
 
 
 def init_evaluation_wf(
     *,
+    model: str | Path = Settings.model,
     has_atlas: bool = False,
     has_lesion: bool = False,
     bias_correction: bool = True,
@@ -23,6 +26,8 @@ def init_evaluation_wf(
 
     Parameters
     ----------
+    model : str or Path, default "mmln"
+        Weights whose grid the registration is drawn on.
     has_atlas : bool, default False
         Whether the template's labels were brought to the T1w image.
     has_lesion : bool, default False
@@ -104,7 +109,7 @@ def init_evaluation_wf(
     record = pe.Node(RecordRegistration(facts=dict(facts or {})), name="record", mem_gb=0.2)
     if sources:
         record.inputs.sources = dict(sources)
-    conform = pe.Node(ConformGrid(), name="conform", mem_gb=1)
+    conform = pe.Node(ConformGrid(model=str(model)), name="conform", mem_gb=1)
     normalize = pe.Node(NormalizeIntensity(), name="normalize", mem_gb=1)
     plots = pe.Node(PlotRegistration(), name="plots", mem_gb=2)
     workflow.connect([

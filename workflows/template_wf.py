@@ -121,6 +121,7 @@ def init_template_wf(
         **{key: value for key, value in settings.items() if key != "init"},
     )
     evaluation_wf = init_evaluation_wf(
+        model=chosen.model,
         has_atlas=bool(atlas),
         has_lesion=has_lesion,
         bias_correction=bias_correction,

@@ -227,7 +227,7 @@ def looks_skull_stripped(image: Nifti1Image) -> bool:
     return bool(brain.mean() < 0.9 and brain[faces].mean() < 0.08 and litres < 2.3 and dark_share < 0.15)
 
 
-def network_grid(fixed: Nifti1Image, mask: Nifti1Image | None = None) -> Grid:
+def network_grid(fixed: Nifti1Image, mask: Nifti1Image | None = None, shape: tuple[int, int, int] = GRID_SHAPE) -> Grid:
     """Choose the grid on which the network registers to a fixed image.
 
     Parameters
@@ -236,11 +236,13 @@ def network_grid(fixed: Nifti1Image, mask: Nifti1Image | None = None) -> Grid:
         The fixed image, any orientation and voxel size.
     mask : Nifti1Image, optional
         Its brain, on its grid; default: `brain_mask`.
+    shape : sequence of 3 int, default=(160, 192, 224)
+        The network's (`mmln_pipeline.network.architecture.NetworkConfig.grid`).
 
     Returns
     -------
     Grid
-        The image's own grid if that is 160 x 192 x 224 at 1 mm along L, I, A; else such a grid along the
+        The image's own grid if that is of this shape at 1 mm along L, I, A; else such a grid along the
         world's axes, centred on the brain's bounding box. Where the fixed grid runs along the world's axes at
         1 mm too, the voxel centres coincide with it, so that conforming only moves voxels.
 
@@ -250,16 +252,16 @@ def network_grid(fixed: Nifti1Image, mask: Nifti1Image | None = None) -> Grid:
         If the mask is on another grid or empty.
     """
     own = Grid.of(fixed)
-    if own.shape == GRID_SHAPE and own.axes == GRID_AXES and np.allclose(own.spacing, 1.0, atol=1e-3):
+    if own.shape == shape and own.axes == GRID_AXES and np.allclose(own.spacing, 1.0, atol=1e-3):
         return own
     voxels = np.argwhere(mask_array(fixed, mask, "fixed mask"))
     points = nib.affines.apply_affine(own.affine, voxels)
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    origin = centre - _LIA @ ((np.array(GRID_SHAPE) - 1) / 2)
+    origin = centre - _LIA @ ((np.array(shape) - 1) / 2)
     if own.is_axis_aligned_1mm():
         phase = own.affine[:3, 3]
         origin = phase + np.floor(origin - phase + 0.5)
-    return Grid(GRID_SHAPE, nib.affines.from_matvec(_LIA, origin))
+    return Grid(shape, nib.affines.from_matvec(_LIA, origin))
 
 
 def conform(

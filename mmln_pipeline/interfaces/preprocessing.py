@@ -149,10 +149,11 @@ class _ConformGridInputSpec(BaseInterfaceInputSpec):
     reference_mask = File(exists=True, desc="brain mask of the reference")
     in_xfm = File(exists=True, desc="ITK affine, reference world -> image world (default: identity)")
     interpolation = traits.Enum("linear", "nearest", usedefault=True, desc="nearest for masks and labels")
+    model = make_trait(Settings, "model")
 
 
 class _ConformGridOutputSpec(TraitedSpec):
-    out_file = File(exists=True, desc="image on 160 x 192 x 224 voxels of 1 mm, axes L, I, A")
+    out_file = File(exists=True, desc="image on the model's grid: 160 x 192 x 224 voxels of 1 mm, axes L, I, A")
 
 
 class ConformGrid(SimpleInterface):
@@ -164,12 +165,14 @@ class ConformGrid(SimpleInterface):
     def _run_interface(self, runtime):
         from mmln_pipeline.images import volumes
         from mmln_pipeline.linear.affine import load_affine
+        from mmln_pipeline.weights import read_config
 
         image = volumes.load_image(self.inputs.in_file, name="image")
         reference, mask = optional(self.inputs.reference), optional(self.inputs.reference_mask)
         grid = volumes.network_grid(
             volumes.load_image(reference, name="reference") if reference else image,
             mask=volumes.load_image(mask, name="reference mask") if mask else None,
+            shape=read_config(self.inputs.model).grid,
         )
         matrix = load_affine(self.inputs.in_xfm) if isdefined(self.inputs.in_xfm) else None
         out = volumes.conform(image, grid, affine=matrix, interpolation=self.inputs.interpolation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from mmln_pipeline.network.slices import AXES
+from mmln_pipeline.space.grids import GRID_SHAPE
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class NetworkConfig:
         Size of the finest level's field, relative to the images.
     symmetric : sequence of int, optional
         Levels, from 1 (coarsest), that see the pair in both orders: ``R = (net(F, M, V) - net(M, F, -V)) / 2``.
+    grid : sequence of 3 int, default=(160, 192, 224)
+        Voxels of the images, 1 mm along L, I and A: the grid that the network was made for.
     """
 
     levels: int = 3
@@ -39,6 +42,7 @@ class NetworkConfig:
     schedule: tuple[int, ...] = ()
     finest_field: str = "full"
     symmetric: tuple[int, ...] = ()
+    grid: tuple[int, int, int] = GRID_SHAPE
 
     def __post_init__(self) -> None:
         for name in ("levels", "channels"):
@@ -47,6 +51,9 @@ class NetworkConfig:
         object.__setattr__(self, "slices", tuple(self.slices))
         object.__setattr__(self, "schedule", tuple(self.schedule) or tuple(range(1, self.levels + 1)))
         object.__setattr__(self, "symmetric", tuple(self.symmetric))
+        object.__setattr__(self, "grid", tuple(self.grid))
+        if len(self.grid) != 3 or min(self.grid) < 2**self.levels:
+            raise ValueError(f"network.grid: expected three sizes of at least {2**self.levels}, found {self.grid}")
         if self.combine not in ("compose", "add"):
             raise ValueError(f"network.combine: expected 'compose' or 'add', found {self.combine!r}")
         unknown = set(self.slices) - set(AXES)
@@ -78,5 +85,5 @@ class NetworkConfig:
 
     def asdict(self) -> dict[str, object]:
         """Return the configuration as plain values, for a card or a checkpoint."""
-        lists = {name: list(getattr(self, name)) for name in ("slices", "schedule", "symmetric")}
+        lists = {name: list(getattr(self, name)) for name in ("slices", "schedule", "symmetric", "grid")}
         return asdict(self) | lists

@@ -101,7 +101,7 @@ def run(
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):
         matrix = _linear_start(pair, settings)
-        network = _to_network_grid(pair, matrix, settings)
+        network = _to_network_grid(pair, matrix, settings, model.config.grid)
     with clock.stage("network"), torch.no_grad(), devices.autocast(device):
         images = network.fixed.to(device), network.moving.to(device)
         velocities = model(*images, finest=settings.refine == 0)
@@ -201,9 +201,11 @@ def _linear_start(pair: Pair, settings: Settings) -> NDArray[np.float64]:
     return affine.estimate_affine(pair.fixed, pair.moving, str(settings.init), settings.random_seed)
 
 
-def _to_network_grid(pair: Pair, matrix: NDArray[np.float64], settings: Settings) -> _NetworkInput:
+def _to_network_grid(
+    pair: Pair, matrix: NDArray[np.float64], settings: Settings, shape: tuple[int, int, int]
+) -> _NetworkInput:
     """Bring the pair onto the network grid; nothing is resampled when both images lie on it already."""
-    grid = volumes.network_grid(pair.fixed.intensities, pair.fixed.mask)
+    grid = volumes.network_grid(pair.fixed.intensities, pair.fixed.mask, shape)
     fixed = _brain_on_grid(pair.fixed, grid, np.eye(4))
     moving = _brain_on_grid(pair.moving, grid, matrix)
     if pair.fixed.mask is None:

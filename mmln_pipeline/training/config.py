@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmln_pipeline.images import volumes
 from mmln_pipeline.machine.toml import read_toml, to_dataclass
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.losses import SIMILARITIES
@@ -265,7 +264,7 @@ class TrainConfig:
 
     def _check_windows(self) -> None:
         """Refuse a window that no level heeds, or that the grid cannot hold."""
-        grid = [n >> self.data.halvings for n in volumes.GRID_SHAPE]
+        grid = [n >> self.data.halvings for n in self.network.grid]
         for number, stage in enumerate(self.stages, 1):
             if stage.window and self.network.levels not in stage.levels:
                 raise ValueError(

@@ -41,8 +41,8 @@ WORKER_BYTES = 2e9
 def build_pack(config: TrainConfig, root: Path) -> Path:
     """Preprocess every scan of a configuration that the pack does not hold yet, on all processors.
 
-    Each volume becomes one compressed file: N4, affine to the template, 160 x 192 x 224 at 1 mm, uint8, with its
-    labels. A volume whose source or recipe has changed is made again. Before the first one all are checked.
+    Each volume becomes one compressed file: N4, affine to the template, the network's grid, uint8, with its labels. A
+    volume whose source or recipe has changed is made again. Before the first one all are checked.
 
     Parameters
     ----------
@@ -60,29 +60,31 @@ def build_pack(config: TrainConfig, root: Path) -> Path:
     FileNotFoundError, ValueError
         By the file's name, when a scan is missing, cannot be used, or does not go with the others.
     """
-    data, folder = config.data, root / config.data.pack
+    data, grid, folder = config.data, config.network.grid, root / config.data.pack
     if not (data.train or data.validation):  # a pack that travelled without its sources
         return folder
     sources, table = find_all(data, root), label_table(data, root)
     check_people(sources["train"], sources["validation"], config.loss)
     load_template(data.template)
     every = [source for split in SPLITS for source in sources[split]]
-    new = [source for source in every if not _is_packed(source, data.template, folder)]
+    new = [source for source in every if not _is_packed(source, data.template, grid, folder)]
     _for_each(lambda source: check_source(source, table), new, "checking scans")
     folder.mkdir(parents=True, exist_ok=True)
-    _for_each(lambda source: pack_volume(source, data.template, folder), new, "packing scans")
+    _for_each(lambda source: pack_volume(source, data.template, grid, folder), new, "packing scans")
     index = {split: [{"name": source.name, "person": source.person} for source in sources[split]] for split in SPLITS}
     write_text(folder / INDEX, json.dumps({"recipe": RECIPE, **index}, indent=1))
     return folder
 
 
-def pack_volume(source: Source, template_name: str, folder: Path) -> None:
+def pack_volume(source: Source, template_name: str, shape: tuple[int, int, int], folder: Path) -> None:
     """Preprocess one scan into the pack.
 
     Parameters
     ----------
     source : Source
     template_name : str
+    shape : tuple of 3 int
+        Voxels of the network's grid.
     folder : Path
         Receives ``NAME.npz``: ``image`` and, for a labelled scan, ``labels``.
 
@@ -97,7 +99,7 @@ def pack_volume(source: Source, template_name: str, folder: Path) -> None:
         mask = brain_mask(image)
         image = correct_bias(image, mask)
         affine = estimate_affine(Brain(template.image), Brain(image, mask))
-        grid = network_grid(template.image)
+        grid = network_grid(template.image, shape=shape)
         aligned = normalize_intensity(conform(image, grid, affine).get_fdata(dtype=np.float32))
         arrays: dict[str, Any] = {"image": np.round(aligned * 255).astype(np.uint8)}
         if source.labels is not None:
@@ -116,13 +118,14 @@ def _fingerprint(source: Source, template_name: str) -> str:
     return hashlib.sha256((RECIPE + template_name).encode() + source.image.read_bytes() + labels).hexdigest()
 
 
-def _is_packed(source: Source, template_name: str, folder: Path) -> bool:
+def _is_packed(source: Source, template_name: str, shape: tuple[int, int, int], folder: Path) -> bool:
     """Tell whether the pack holds a scan as it is today."""
     path = folder / f"{source.name}.npz"
     if not path.is_file():
         return False
     with np.load(path) as arrays:
-        return str(arrays["fingerprint"]) == _fingerprint(source, template_name)
+        is_same = str(arrays["fingerprint"]) == _fingerprint(source, template_name)
+        return is_same and arrays["image"].shape == shape
 
 
 def _for_each(work: Callable[[Source], None], sources: Sequence[Source], label: str) -> None:

@@ -58,6 +58,27 @@ def resolve_model(name_or_path: str | Path) -> Path:
     return path
 
 
+def read_config(name_or_path: str | Path) -> NetworkConfig:
+    """Read the shape of a model's network from its card.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        See :func:`resolve_model`.
+
+    Returns
+    -------
+    NetworkConfig
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        When there is no such model, or its card lacks something or describes another network.
+    """
+    path = resolve_model(name_or_path)
+    return _parse_config(_read_card(path), path)
+
+
 def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> tuple[MMLN, dict[str, Any]]:
     """Load a network and its card.
 
@@ -87,12 +108,17 @@ def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> 
     found = checksum(path)
     if found != card["sha256"]:
         raise ValueError(f"model: {path} has SHA-256 {found[:12]}..., its card says {card['sha256'][:12]}...")
-    try:
-        model = MMLN(to_dataclass(NetworkConfig, card["network"], "network"))
-    except ValueError as error:
-        raise ValueError(f"model card {path.with_suffix('.json')}: {error}") from error
+    model = MMLN(_parse_config(card, path))
     model.load_state_dict(_read_tensors(path, {name: tuple(own.shape) for name, own in model.state_dict().items()}))
     return model.eval().to(device), card
+
+
+def _parse_config(card: Mapping[str, Any], path: Path) -> NetworkConfig:
+    """Return the shape of the network that a card, that of the weights at a path, describes."""
+    try:
+        return to_dataclass(NetworkConfig, card["network"], "network")
+    except ValueError as error:
+        raise ValueError(f"model card {path.with_suffix('.json')}: {error}") from error
 
 
 def _read_tensors(path: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
