@@ -106,7 +106,7 @@ def find_doubts(records: Mapping[str, Mapping], scans: Sequence[Scan]) -> list[t
 def _result_endings(template: str) -> tuple[str, ...]:
     """Return how the names of the files end that the group level reads; the longest first."""
     scan = Scan("X", None, Path("X_T1w.nii.gz"))
-    found = [derivative_paths(scan, template, several=several) for several in (True, False)]
+    found = [derivative_paths(scan, template, spaced=spaced) for spaced in (True, False)]
     return tuple(Path(paths[key]).name.removeprefix("X") for paths in found for key in ("qc_json", "qc_tsv", *IMAGES))
 
 
@@ -137,7 +137,7 @@ def _collect(root: Path, scan: Scan, template: str, several: bool, results: Resu
 
     `several`: the dataset is known to hold results for several templates, of which the names tell.
     """
-    choices = [derivative_paths(scan, template, several=spaced) for spaced in (True, False)]
+    choices = [derivative_paths(scan, template, spaced=spaced) for spaced in (True, False)]
     there = [paths for paths in choices if any((root / paths[key]).is_file() for key in ("qc_json", "qc_tsv"))]
     paths = (there or choices[1:])[0]
     try:

@@ -52,7 +52,7 @@ def _name_target(target: Target, records: Mapping[str, Mapping]) -> Target:
     atlas = target.atlas
     if atlas and any(record.get("atlas") == atlas for record in others.values()):
         atlas += re.sub(r"[^0-9a-zA-Z]", "", target.name)
-    return replace(target, spaced=is_taken or was_spaced, atlas=atlas)
+    return replace(target, spaced=target.spaced or is_taken or was_spaced, atlas=atlas)
 
 
 def _check_same(output_dir: Path, target: Target) -> None:

@@ -16,6 +16,7 @@ from mmln_pipeline.atlas.templates import Template, labels_name, template_name
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import find_scans
+from mmln_pipeline.derivatives.targets import tell_apart
 from mmln_pipeline.workflows import Scan, Target, fused_targets, targets_of
 
 SUBJECT = re.compile(r"sub-([0-9a-zA-Z]+)(?:_ses-([0-9a-zA-Z]+))?")
@@ -52,7 +53,7 @@ def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
     tables = {str(template.dseg_name): template.dseg_table for template in templates if template.dseg_table is not None}
     if fused_targets(targets):
         tables[FUSED] = _join_tables(tables)
-    return targets, {name: _to_text(table) for name, table in tables.items() if table is not None}
+    return tell_apart(targets), {name: _to_text(table) for name, table in tables.items() if table is not None}
 
 
 def drop_templates(

@@ -209,10 +209,10 @@ def test_every_option_on_the_pages_exists():
     assert [(page, name) for page, name in sorted(found) if name not in known] == []
 
 
-def list_names(scan, several):
+def list_names(scan, spaced):
     """Every file of an image, its figures and its group, as the page writes them."""
     paths = [
-        *filenames.derivative_paths(scan, "TPL", "ATLAS", several=several).values(),
+        *filenames.derivative_paths(scan, "TPL", "ATLAS", spaced=spaced).values(),
         *filenames.figure_paths(scan, "TPL", "ATLAS").values(),
         *filenames.fused_paths(scan, has_dseg=True).values(),
         *filenames.group_paths("TPL").values(),
@@ -226,7 +226,7 @@ def list_names(scan, several):
 def test_every_output_is_on_the_page():
     run = Scan("X", None, Path("sub-X_run-1_T1w.nii.gz"), dseg=Path("dseg.nii.gz"), lesion=Path("lesion.nii.gz"))
     scan = Scan("X", None, run.t1w, run.mask, run.dseg, run.lesion, others=(run,))
-    names = list_names(scan, several=False) | list_names(scan, several=True)
+    names = list_names(scan, spaced=False) | list_names(scan, spaced=True)
     text = PAGES["outputs"]
     assert [name for name in sorted(names) if f"| `{name}` |" not in text] == []
     told = {name for name in re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE) if re.search(r"\.\w+$", name)}

@@ -84,7 +84,7 @@ def cases():
         for bias in flags:
             yield init_single_subject_wf, {"scan": scan, "targets": [target], "bias_correction": bias, **common}
     for scan in (PLAIN, FULL):
-        several = {"targets": [LABELLED, BARE, OTHER], "several": True}
+        several = {"targets": [LABELLED, BARE, OTHER]}
         yield init_single_subject_wf, {"scan": scan, **several, **common}
         yield init_fusion_wf, {"scan": scan, "targets": [LABELLED, OTHER], "has_dseg": scan is FULL, **common}
     for targets in ([BARE], [LABELLED, OTHER]):
@@ -232,7 +232,7 @@ def test_derivative_names():
     assert len(paths) == 12
     own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std"}
     assert set(paths) - set(filenames.derivative_paths(PLAIN, "TPL")) == own
-    several = filenames.derivative_paths(FULL, "TPL", "tissue", several=True)
+    several = filenames.derivative_paths(FULL, "TPL", "tissue", spaced=True)
     assert several["qc_json"] == f"{head}_space-TPL_desc-registration_qc.json"
     assert {key for key in paths if paths[key] != several[key]} == {"qc_json", "qc_tsv"}
     fused = filenames.fused_paths(FULL, has_dseg=True)

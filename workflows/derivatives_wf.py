@@ -18,7 +18,7 @@ def init_derivatives_wf(
     output_dir: str | Path,
     provenance: Provenance,
     atlas: str | None = None,
-    several: bool = False,
+    spaced: bool = False,
     keys: Sequence[str] | None = None,
     name: str = "derivatives_wf",
 ) -> pe.Workflow:
@@ -35,8 +35,8 @@ def init_derivatives_wf(
         What the sidecars say about the run.
     atlas : str or None, default None
         Name of the template's labels; None where it has none.
-    several : bool, default False
-        Whether the scan is registered to further templates.
+    spaced : bool, default False
+        Whether the names of the scores say the template.
     keys : sequence of str or None, default None
         Which of the files to save (default: all).
     name : str, default "derivatives_wf"
@@ -70,7 +70,7 @@ def init_derivatives_wf(
     """
     workflow = pe.Workflow(name=name)
     root = Path(output_dir).absolute()
-    paths = derivative_paths(scan, provenance.template, atlas, several=several)
+    paths = derivative_paths(scan, provenance.template, atlas, spaced=spaced)
     paths |= figure_paths(scan, provenance.template, atlas)
     paths = {key: path for key, path in paths.items() if keys is None or key in keys}
     metadata = sidecars(scan, provenance, atlas)

@@ -8,7 +8,7 @@ from nipype.pipeline import engine as pe
 
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
-from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, targets_of
+from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, targets_of, tell_apart
 from mmln_pipeline.interfaces import LoadTemplate
 from mmln_pipeline.workflows.single_subject_wf import init_single_subject_wf
 
@@ -52,15 +52,14 @@ def init_mmln_wf(
     -------
     The derivatives of each scan: see the outputnode of its own workflow, `init_single_subject_wf`.
     """
-    workflow = pe.Workflow(name=name)
+    workflow, targets = pe.Workflow(name=name), tell_apart(targets)
     names = [target.name for target in targets]
     listed = f"template {names[0]}" if len(names) == 1 else f"templates {', '.join(names[:-1])} and {names[-1]}"
     workflow.__desc__ = (
         f"Results were made with *mmln_pipeline* {provenance.version}, a Nipype [@nipype] workflow. "
         f"Each T1-weighted image was registered to the {listed}.\n"
     )
-    several = len(targets) > 1
-    inputs = {f"template{target.suffix(several)}": target for target in targets}
+    inputs = {f"template{target.suffix}": target for target in targets}
     inputnode = pe.Node(IdentityInterface(fields=list(inputs)), name="inputnode")
     loaders = {}
     for field, target in inputs.items():
@@ -71,7 +70,7 @@ def init_mmln_wf(
         own = targets_of(scan, targets)
         try:
             single_subject_wf = init_single_subject_wf(
-                scan=scan, output_dir=output_dir, provenance=provenance, targets=own, several=several, **settings
+                scan=scan, output_dir=output_dir, provenance=provenance, targets=own, **settings
             )
         except Exception as error:  # the other scans go on
             if failed is None:
@@ -79,9 +78,11 @@ def init_mmln_wf(
             failed[scan.stem] = error
             continue
         for target in own:
-            suffix = target.suffix(several)
-            fields = [("image", f"inputnode.template{suffix}"), ("mask", f"inputnode.template_mask{suffix}")]
-            fields += [("dseg", f"inputnode.template_dseg{suffix}")] if target.atlas else []
+            fields = [
+                ("image", f"inputnode.template{target.suffix}"),
+                ("mask", f"inputnode.template_mask{target.suffix}"),
+            ]
+            fields += [("dseg", f"inputnode.template_dseg{target.suffix}")] if target.atlas else []
             workflow.connect([(loaders[target.name], single_subject_wf, fields)])
     return workflow
 

@@ -9,7 +9,7 @@ from nipype.pipeline import engine as pe
 from mmln_pipeline.derivatives.filenames import derivative_paths, is_of_scan
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
-from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, fused_targets
+from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, fused_targets, tell_apart
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
 from mmln_pipeline.workflows.fusion_wf import init_fusion_wf
@@ -24,7 +24,6 @@ def init_single_subject_wf(
     output_dir: str | Path,
     provenance: Provenance,
     targets: Sequence[Target] = (EMBEDDED_TARGET,),
-    several: bool = False,
     skull_strip: str = "auto",
     bias_correction: bool = True,
     omp_nthreads: int = 1,
@@ -45,8 +44,6 @@ def init_single_subject_wf(
         Name of the model, and what the sidecars say about the run.
     targets : sequence of Target, default: the embedded template
         The templates, with their labels.
-    several : bool, default False
-        Whether the names of fields and scores carry the target's: the run has several targets.
     skull_strip : str, default "auto"
         One of `mmln_pipeline.linear.choices.SKULL_STRIP`.
     bias_correction : bool, default True
@@ -70,7 +67,7 @@ def init_single_subject_wf(
     template_dseg
         Labels of the template (only of a target with labels).
 
-    With `several`, each name ends in the target's, as in `template_mask_A`.
+    Of several targets, each name ends in the target's, as in `template_mask_A`.
 
     Outputs
     -------
@@ -96,7 +93,7 @@ def init_single_subject_wf(
         Fused labels on the T1w grid, their volumes, figure and (for a scan with labels) scores (only with several
         targets with labels).
 
-    With `several`, the names of what there is of each target, from `forward_xfm` to `lesion_std`, end in the target's.
+    Of several targets, the names of what there is of each, from `forward_xfm` to `lesion_std`, end in the target's.
     """
     workflow = pe.Workflow(name=name or scan.workflow_name)
     random_seed = Settings(**settings).random_seed
@@ -110,7 +107,8 @@ def init_single_subject_wf(
     )
     keys = [key for key in derivative_paths(scan, provenance.template) if is_of_scan(key)]
     derivatives_wf = init_derivatives_wf(scan=scan, output_dir=output_dir, provenance=provenance, keys=keys)
-    inputs = {target.name: _list_inputs(target, several) for target in targets}
+    targets = tell_apart(targets)
+    inputs = {target.name: _list_inputs(target) for target in targets}
     inputnode = pe.Node(
         IdentityInterface(fields=[field for fields in inputs.values() for field in fields]), name="inputnode"
     )
@@ -127,7 +125,7 @@ def init_single_subject_wf(
             (preproc_wf, derivatives_wf, [("outputnode.t1w_preproc", "inputnode.t1w_reference")]),
         ])  # fmt: skip
 
-    parts = {}
+    parts, fused = {}, fused_targets(targets)
     prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
     for target in targets:
         template_wf = init_template_wf(
@@ -135,7 +133,7 @@ def init_single_subject_wf(
             target=target,
             output_dir=output_dir,
             provenance=target.describe(provenance),
-            several=several,
+            is_fused=target in fused,
             bias_correction=bias_correction,
             omp_nthreads=omp_nthreads,
             mem_gb=mem_gb,
@@ -149,16 +147,15 @@ def init_single_subject_wf(
             (reference_wf, template_wf, [("outputnode.t1w", "inputnode.t1w")]),
             (reference_wf, template_wf, [(f"outputnode.{kind}", f"inputnode.t1w_{kind}") for kind in own]),
         ])  # fmt: skip
-        parts[target.suffix(several)] = template_wf
+        parts[target.suffix] = template_wf
 
-    fused = fused_targets(targets)
     if fused:
         fusion_wf = init_fusion_wf(
             scan=scan, targets=fused, output_dir=output_dir, provenance=provenance, has_dseg=scan.has("dseg")
         )
         workflow.connect(preproc_wf, "outputnode.t1w_preproc", fusion_wf, "inputnode.t1w_preproc")
         for number, target in enumerate(fused, start=1):
-            template_wf = parts[target.suffix(several)]
+            template_wf = parts[target.suffix]
             workflow.connect([
                 (template_wf, fusion_wf, [
                     ("labelling.template_t1w", f"inputnode.image_{number}"),
@@ -172,10 +169,10 @@ def init_single_subject_wf(
     return workflow
 
 
-def _list_inputs(target: Target, several: bool) -> dict[str, str]:
+def _list_inputs(target: Target) -> dict[str, str]:
     """Return the fields that a template comes in by, and those of its own workflow that they lead to."""
     keys = ["template", "template_mask"] + ["template_dseg"] * bool(target.atlas)
-    return {f"{key}{target.suffix(several)}": key for key in keys}
+    return {f"{key}{target.suffix}": key for key in keys}
 
 
 def _expose(workflow, parts):

@@ -23,7 +23,7 @@ def init_template_wf(
     target: Target,
     output_dir: str | Path,
     provenance: Provenance,
-    several: bool = False,
+    is_fused: bool = False,
     bias_correction: bool = True,
     omp_nthreads: int = 1,
     mem_gb: float = 5.0,
@@ -43,9 +43,8 @@ def init_template_wf(
         Root of the derivative dataset.
     provenance : Provenance
         Names of template and model, and what the sidecars say about the run.
-    several : bool, default False
-        Whether there are further templates: then the names of the scores carry this one's, and its image on the
-        T1w grid is made for the fusion of labels.
+    is_fused : bool, default False
+        Whether its labels are fused with those of further templates: for that, its image comes to the T1w grid.
     bias_correction : bool, default True
         Whether the duration of a bias correction comes in.
     omp_nthreads : int, default 1
@@ -134,7 +133,7 @@ def init_template_wf(
         output_dir=output_dir,
         provenance=provenance,
         atlas=atlas,
-        several=several or target.spaced,
+        spaced=target.spaced,
         keys=keys,
     )
     drawn = ["t1w_std", "log_jacobian", "warp", "metrics"] + ["atlas_dseg"] * bool(atlas)
@@ -158,7 +157,7 @@ def init_template_wf(
             (registration_wf, volumes, [("outputnode.atlas_dseg", "in_file")]),
             (volumes, derivatives_wf, [("out_file", "inputnode.atlas_volumes")]),
         ])  # fmt: skip
-    if atlas and several:
+    if is_fused:
         apply_template = pe.Node(ApplyMMLNTransform(), name="apply_template", mem_gb=1)
         labelling = pe.Node(IdentityInterface(fields=["template_t1w", "atlas_dseg"]), name="labelling")
         workflow.connect([

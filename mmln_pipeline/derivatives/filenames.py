@@ -52,7 +52,7 @@ def atlas_table_name(atlas: str) -> str:
     return f"seg-{atlas}_dseg.tsv"
 
 
-def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, several: bool = False) -> dict[str, str]:
+def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, spaced: bool = False) -> dict[str, str]:
     """Name the derivatives of one scan.
 
     Parameters
@@ -63,8 +63,8 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, sev
         Name of the template.
     atlas : str or None, default None
         Name of the template's labels; None where it has none.
-    several : bool, default False
-        Whether the scan is registered to further templates: then the names of the scores say to which.
+    spaced : bool, default False
+        Whether the names of the scores say the template, as where there are further ones.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, sev
         Path relative to the output directory, by the name of the workflow's output.
     """
     head = f"{scan.folder}/{scan.stem}"
-    scored = f"{head}_space-{template}" if several else head
+    scored = f"{head}_space-{template}" if spaced else head
     paths = {
         "forward_xfm": f"{head}_from-T1w_to-{template}_mode-image_xfm.h5",
         "inverse_xfm": f"{head}_from-{template}_to-T1w_mode-image_xfm.h5",

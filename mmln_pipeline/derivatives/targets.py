@@ -34,7 +34,9 @@ class Target:
     image_checksum : str
         Of the image inside its mask: tells whether two templates of one name are the same.
     spaced : bool
-        Whether the names of its scores say the template, as those of several do: the dataset holds another's.
+        Whether the names of its scores say the template: the run, or the dataset, has another's.
+    suffix : str
+        What tells the fields of this target from those of the run's others; empty where it is the only one.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Target:
     checksum: str = ""
     image_checksum: str = ""
     spaced: bool = False
+    suffix: str = ""
 
     @property
     def workflow_name(self) -> str:
@@ -56,17 +59,17 @@ class Target:
         >>> Target("MNIPediatricAsym+2", "", TemplateSource("")).workflow_name
         'to_MNIPediatricAsym_2_wf'
         """
-        return f"to_{re.sub(r'[^0-9a-zA-Z]', '_', self.name)}_wf"
+        return f"to_{self._field_name}_wf"
+
+    @property
+    def _field_name(self) -> str:
+        return re.sub(r"[^0-9a-zA-Z]", "_", self.name)
 
     @property
     def files(self) -> dict[str, str]:
         """Return the files that are there of it, by what they are."""
         parts = {"template": self.source.image, "template mask": self.source.mask, "template labels": self.source.dseg}
         return {name: str(path) for name, path in parts.items() if path is not None and Path(path).is_file()}
-
-    def suffix(self, several: bool) -> str:
-        """Return what tells the fields of this target from those of others: nothing, where it is the only one."""
-        return f"_{self.workflow_name.removeprefix('to_').removesuffix('_wf')}" if several else ""
 
     def describe(self, provenance: Provenance) -> Provenance:
         """Return what a run says about itself, with this target as its template."""
@@ -87,6 +90,29 @@ EMBEDDED_TARGET = Target(
     EMBEDDED, EMBEDDED, TemplateSource(EMBEDDED), "tissue", dict(zip(TISSUES["index"], TISSUES["name"], strict=True))
 )
 """The embedded template with its tissue labels."""
+
+
+def tell_apart(targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Let fields and names of scores say which of several targets they are of.
+
+    Parameters
+    ----------
+    targets : sequence of Target
+        The targets of a run.
+
+    Returns
+    -------
+    tuple of Target
+        The same; of several, each with its suffix.
+
+    Examples
+    --------
+    >>> [target.suffix for target in tell_apart([EMBEDDED_TARGET, replace(EMBEDDED_TARGET, name="other")])]
+    ['_MNI152NLin2009aSym', '_other']
+    """
+    if len(targets) < 2:
+        return tuple(targets)
+    return tuple(replace(target, spaced=True, suffix=f"_{target._field_name}") for target in targets)
 
 
 def targets_of(scan: Scan, targets: Sequence[Target]) -> tuple[Target, ...]:
