@@ -41,7 +41,7 @@ def run_register(options: argparse.Namespace) -> None:
         paths = result.save(folder)
         progress("save", 1, 1)
     _print_scores(result.metrics)
-    seconds, device = result.metrics["seconds"], result.metrics["device"]
+    seconds, device = json.loads(paths["metrics"].read_text())["seconds"], result.metrics["device"]
     print(f"Time       {seconds['total']:.1f} s (network {seconds['network']:.1f} s) on {device}")
     print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
 

@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
     File,
     SimpleInterface,
     TraitedSpec,
-    isdefined,
     traits,
 )
 
@@ -56,6 +54,7 @@ class MMLNRegistration(SimpleInterface):
     output_spec = _MMLNRegistrationOutputSpec
 
     def _run_interface(self, runtime):
+        from mmln_pipeline.images.volumes import save_image
         from mmln_pipeline.registration.api import register
 
         cwd = Path(runtime.cwd)
@@ -72,30 +71,11 @@ class MMLNRegistration(SimpleInterface):
             random_seed=self.inputs.random_seed,
             topology=self.inputs.topology,
         )
-        result.save(cwd)
-        names = {
-            "moved": "moved.nii.gz",
-            "forward_xfm": "forward_xfm.h5",
-            "inverse_xfm": "inverse_xfm.h5",
-            "warp": "warp.nii.gz",
-            "jacobian": "jacobian.nii.gz",
-            "metrics": "metrics.json",
-        }
-        if isdefined(self.inputs.moving_dseg):
-            names["moved_dseg"] = "moved_dseg.nii.gz"
-        self._results.update({key: str(cwd / name) for key, name in names.items()})
-        self._results["log_jacobian"] = _save_log_jacobian(result.jacobian, cwd / "log_jacobian.nii.gz")
+        names = {"transform": "forward_xfm", "inverse": "inverse_xfm"}
+        self._results.update({names.get(part, part): str(path) for part, path in result.save(cwd).items()})
+        self._results["log_jacobian"] = str(cwd / "log_jacobian.nii.gz")
+        save_image(result.log_jacobian, self._results["log_jacobian"])
         return runtime
-
-
-def _save_log_jacobian(jacobian, path):
-    """Save ln(max(J, 1e-9)) beside the determinant and return the path."""
-    from mmln_pipeline.images.volumes import save_image
-    from mmln_pipeline.space.grids import new_image
-
-    data = np.log(np.clip(jacobian.get_fdata(dtype=np.float32), 1e-9, None))
-    save_image(new_image(data.astype(np.float32), jacobian), path)
-    return str(path)
 
 
 class _ApplyMMLNTransformInputSpec(BaseInterfaceInputSpec):

@@ -45,7 +45,7 @@ class TopologyError(RuntimeError):
     """The warp folds and could not be repaired: the input was right, and yet there is no result to vouch for."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class RegistrationResult:
     """What a registration gives.
 
@@ -67,8 +67,8 @@ class RegistrationResult:
     jacobian : Nifti1Image
         Jacobian determinant of the whole of `transform` on the fixed image's grid.
     metrics : dict
-        Scores, times and versions, as in ``metrics.json``; ``metrics["qc"]`` is the verdict on them (see
-        `mmln_pipeline.scores.quality`).
+        Scores, times and versions, as in ``metrics.json``, where the time of writing joins them; ``metrics["qc"]`` is
+        the verdict on them (see `mmln_pipeline.scores.quality`).
     """
 
     moved: Nifti1Image
@@ -79,6 +79,16 @@ class RegistrationResult:
     warp: DisplacementField
     jacobian: Nifti1Image
     metrics: dict[str, Any] = field(repr=False)
+
+    @property
+    def log_jacobian(self) -> Nifti1Image:
+        """Natural logarithm of `jacobian`, determinants below 1e-9 as 1e-9, float32."""
+        import numpy as np
+
+        from mmln_pipeline.space.grids import new_image
+
+        determinant = self.jacobian.get_fdata(dtype=np.float32)
+        return new_image(np.log(np.clip(determinant, 1e-9, None)).astype(np.float32), self.jacobian)
 
     def warn(self) -> None:
         """Warn of a result that did not pass the quality check, with the reasons.
@@ -123,11 +133,9 @@ class RegistrationResult:
         self.transform.save(paths["transform"])
         self.inverse.save(paths["inverse"])
         save_displacement(self.warp, paths["warp"])
-        seconds = self.metrics["seconds"]
-        seconds["total"] -= seconds["save"] or 0.0
-        seconds["save"] = time.perf_counter() - start
-        seconds["total"] += seconds["save"]
-        write_text(paths["metrics"], json.dumps(self.metrics, indent=2, allow_nan=False) + "\n")
+        seconds, took = self.metrics["seconds"], time.perf_counter() - start
+        content = self.metrics | {"seconds": seconds | {"save": took, "total": seconds["total"] + took}}
+        write_text(paths["metrics"], json.dumps(content, indent=2, allow_nan=False) + "\n")
         return paths
 
 

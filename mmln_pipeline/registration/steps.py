@@ -120,10 +120,11 @@ def run(
     with clock.stage("topology"):
         warp = _repair_folds(maps, settings)
     with clock.stage("resample"):
-        result = _resample(pair, network, matrix, warp)
+        parts = _resample(pair, network, matrix, warp)
     with clock.stage("score"):
-        scores = _score(pair, result, network, warp) | {"topology": warp.certificate}
-    result.metrics = evaluation.jsonable(scores | _provenance(settings, card, device) | {"seconds": clock.finish()})
+        scores = _score(pair, parts["moved_dseg"], network, matrix, warp) | {"topology": warp.certificate}
+    facts = scores | _provenance(settings, card, device) | {"seconds": clock.finish()}
+    result = RegistrationResult(**parts, metrics=evaluation.jsonable(facts))
     result.warn()
     return result
 
@@ -275,8 +276,8 @@ def _resample(
     network: _NetworkInput,
     matrix: NDArray[np.float64],
     field: _Warp,
-) -> RegistrationResult:
-    """Join affine and warp to transforms in mm and take the native images through them, once."""
+) -> dict[str, Any]:
+    """Join affine and warp to transforms in mm, and take the native images through them, once: a result's parts."""
     is_identity = np.array_equal(matrix, np.eye(4))
     linear = [] if is_identity else [matrix]
     linear_inverse = [] if is_identity else [np.linalg.inv(matrix)]
@@ -288,7 +289,7 @@ def _resample(
     moved_dseg = None
     if pair.moving_dseg is not None:
         moved_dseg = transform.resample(pair.moving_dseg, pair.fixed.image, "nearest")
-    return RegistrationResult(
+    return dict(
         moved=transform.resample(pair.moving.image, pair.fixed.image, "linear"),
         moved_dseg=moved_dseg,
         transform=transform,
@@ -296,20 +297,20 @@ def _resample(
         affine=matrix,
         warp=warp,
         jacobian=new_image(determinant, pair.fixed.image),
-        metrics={},
     )
 
 
 def _score(
     pair: Pair,
-    result: RegistrationResult,
+    moved_dseg: Nifti1Image | None,
     network: _NetworkInput,
+    matrix: NDArray[np.float64],
     warp: _Warp,
 ) -> dict[str, Any]:
     before = after = None
-    if pair.moving_dseg is not None and result.moved_dseg is not None:
-        linear = Transform([result.affine]).resample(pair.moving_dseg, pair.fixed.image, "nearest")
-        before, after = np.asarray(linear.dataobj), np.asarray(result.moved_dseg.dataobj)
+    if pair.moving_dseg is not None and moved_dseg is not None:
+        linear = Transform([matrix]).resample(pair.moving_dseg, pair.fixed.image, "nearest")
+        before, after = np.asarray(linear.dataobj), np.asarray(moved_dseg.dataobj)
     fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
     scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.image.affine, pair.labels)
     scores |= evaluation.score_field(warp.forward, network.brain, warp.inverted)
@@ -318,9 +319,9 @@ def _score(
     scores["similarity"] = evaluation.score_similarity(fixed, moving, warped, network.brain)
     scores |= evaluation.score_contrast(fixed, moving)
     scores |= evaluation.score_field_of_view(pair.moving.outline)
-    outline = _carry(pair.moving.outline, result.affine, network.grid)
+    outline = _carry(pair.moving.outline, matrix, network.grid)
     moved = warping.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy() >= 0.5
-    scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(result.affine)
+    scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(matrix)
     scores["inverse_consistency_mm"] = metrics.inverse_consistency(
         warp.forward[0].numpy(), warp.backward[0].numpy(), network.brain, network.grid.spacing.tolist()
     )
