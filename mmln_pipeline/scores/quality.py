@@ -99,6 +99,14 @@ CHECKS = (
         source="0 on whole heads, a few where the neck ends, 43 for a scan without vertex, about 130 for half a brain",
     ),
     Check(
+        name="flat face of the brain, cm2",
+        path=("brain_flat_cm2",),
+        look=10.0,
+        fail=80.0,
+        meaning="a part of the brain was cut off along a plane (defacing, stitching), and the warp makes it up",
+        source="MEASURED",
+    ),
+    Check(
         name="correlation of intensities in the brain",
         path=("similarity", "brain_correlation", "after"),
         look=0.75,
