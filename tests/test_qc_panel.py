@@ -160,4 +160,4 @@ def test_a_cut_of_a_real_brain_is_seen(pair):
 
     limit = next(check.look for check in CHECKS if check.path == ("brain_flat_cm2",))
     moving = pair[1]
-    assert flat_face(moving) < 0.5 * limit < 2 * limit < flat_face(cut_in_front(10)(moving))
+    assert flat_face(moving) < 0.5 * limit < limit < flat_face(cut_in_front(10)(moving))

@@ -192,7 +192,7 @@ def score_overlap(brain: NDArray, before: NDArray, after: NDArray) -> dict[str, 
 
 
 def score_field_of_view(mask: Nifti1Image) -> dict[str, float]:
-    """Tell whether the brain is whole, or the field of view or somebody's knife ends it in a plane.
+    """Tell whether the brain is whole, or ends in a plane: that of the image's border, or of a cut.
 
     A brain's outline curves, so that from slice to slice its end grows steadily. A cut ends many voxels at once: by how
     much more than in the slices beside it, is its flat face. Cuts are seen along the axes of the image.
