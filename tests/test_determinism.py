@@ -17,7 +17,7 @@ from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 
 SHAPE = (24, 28, 32)
-SMALL = (80, 96, 112)
+SMALL = (72, 72, 96)
 LIA = np.array([[-1.0, 0, 0, 12], [0, 0, 1, -16], [0, -1, 0, 14], [0, 0, 0, 1]])
 MACHINE = ("seconds", "peak_memory_mb")
 """What is measured anew in each run."""
