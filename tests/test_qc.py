@@ -22,6 +22,7 @@ from mmln_pipeline.weights import save_model
 SHAPE = (40, 44, 48)
 GOOD = {
     "brain_cut_cm2": 0.0,
+    "brain_flat_cm2": 2.0,
     "brain_overlap": {"before": 0.96, "after": 0.99},
     "similarity": {
         "brain_correlation": {"before": 0.6, "after": 0.95},
@@ -250,6 +251,25 @@ def test_a_brain_that_the_field_of_view_cuts_is_seen():
     data = np.zeros((20, 30, 40), np.uint8)
     data[4:14, 5:25, 6:] = 1
     image = nib.Nifti1Image(data, np.diag([-2.0, 3.0, 1.0, 1.0]))
-    assert evaluation.score_field_of_view(image) == {"brain_cut_cm2": pytest.approx(10 * 20 * 2 * 3 / 100)}
+    assert evaluation.score_field_of_view(image)["brain_cut_cm2"] == pytest.approx(10 * 20 * 2 * 3 / 100)
     data[..., -1] = 0
-    assert evaluation.score_field_of_view(nib.Nifti1Image(data, image.affine)) == {"brain_cut_cm2": 0.0}
+    assert evaluation.score_field_of_view(nib.Nifti1Image(data, image.affine))["brain_cut_cm2"] == 0.0
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("end", [1, -1])
+def test_a_brain_that_ends_in_a_plane_is_seen(axis, end):
+    sizes, voxel = np.array([68.0, 85.0, 65.0]), np.array([1.0, 1.5, 3.0])
+    shape = np.ceil(2 * sizes / voxel).astype(int) + 6
+    world = (np.moveaxis(np.indices(shape), 0, -1) - (shape - 1) / 2) * voxel
+    whole = ((world / sizes) ** 2).sum(-1) < 1
+
+    def flat_face(brain):
+        image = nib.Nifti1Image(brain.astype(np.uint8), np.diag([*-voxel, 1.0]))
+        return evaluation.score_field_of_view(image)["brain_flat_cm2"]
+
+    assert flat_face(whole) < 3
+    kept = 0.8 * sizes[axis]
+    area = np.pi * np.prod(np.delete(sizes, axis)) * (1 - 0.8**2) / 100
+    found = flat_face(whole & (end * world[..., axis] < kept))
+    assert found == pytest.approx(area, rel=0.25) and found > 30

@@ -69,6 +69,7 @@ SCORES = (
         ("brain_overlap", "before"),
     ),
     Score("Brain on the border (cm2)", ("brain_cut_cm2",), ".0f", "More than a few: the field of view cuts the brain."),
+    Score("Flat face of the brain (cm2)", ("brain_flat_cm2",), ".0f", "More than a few: a part was cut off."),
     Score(
         "Folded voxels in the brain (%)",
         ("folding_percent_brain",),

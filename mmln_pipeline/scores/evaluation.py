@@ -192,7 +192,10 @@ def score_overlap(brain: NDArray, before: NDArray, after: NDArray) -> dict[str, 
 
 
 def score_field_of_view(mask: Nifti1Image) -> dict[str, float]:
-    """Tell whether the field of view cuts the brain.
+    """Tell whether the brain is whole, or ends in a plane: that of the image's border, or of a cut.
+
+    A brain's outline curves, so that from slice to slice its end grows steadily. A cut ends many voxels at once: by how
+    much more than in the slices beside it, is its flat face. Cuts are seen along the axes of the image.
 
     Parameters
     ----------
@@ -203,15 +206,19 @@ def score_field_of_view(mask: Nifti1Image) -> dict[str, float]:
     -------
     dict
         ``brain_cut_cm2``: the largest area of brain on one face of the grid, cm2; 0 where it is whole.
+        ``brain_flat_cm2``: the largest flat face of the brain inside the grid, cm2; some 2 where it is whole.
     """
     brain = np.asanyarray(mask.dataobj) != 0
     voxel = voxel_sizes(mask.affine)
-    areas = [
-        np.take(brain, end, axis=axis).sum() * np.prod(np.delete(voxel, axis)) / 100
-        for axis in range(3)
-        for end in (0, -1)
-    ]
-    return {"brain_cut_cm2": float(max(areas))}
+    cut, flat = [], []
+    for axis in range(3):
+        area = np.prod(np.delete(voxel, axis)) / 100
+        slices = np.moveaxis(brain, axis, 0)
+        for way in (slices, slices[::-1]):
+            cut.append(way[-1].sum() * area)
+            ends = np.pad((way[:-1] & ~way[1:]).sum(axis=(1, 2)), 1) * area
+            flat.append((ends[1:-1] - np.maximum(ends[:-2], ends[2:])).max(initial=0.0))
+    return {"brain_cut_cm2": float(max(cut)), "brain_flat_cm2": float(max(flat))}
 
 
 def score_affine(matrix: NDArray[np.float64]) -> dict[str, dict[str, float]]:

@@ -137,7 +137,7 @@ class Transform:
         resampler.SetOutputDirection(direction)
         resampler.SetTransform(self.to_sitk())
         resampler.SetInterpolator(INTERPOLATORS[interpolation])
-        resampler.SetDefaultPixelValue(default)
+        resampler.SetDefaultPixelValue(float(default))
         moved = resampler.Execute(itk.array_to_sitk(data, affine))
         return np.ascontiguousarray(sitk.GetArrayFromImage(moved).T)
 
