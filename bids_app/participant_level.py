@@ -23,7 +23,7 @@ from mmln_pipeline.reporting.record import read_records
 from mmln_pipeline.space.placement import find_placements
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
 
-NETWORK_GB = 5.0
+NETWORK_GB = 3.0
 """Memory that the network is taken to need, GB."""
 
 

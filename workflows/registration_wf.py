@@ -17,7 +17,7 @@ def init_registration_wf(
     has_atlas: bool = False,
     compare_labels: bool = False,
     omp_nthreads: int = 1,
-    mem_gb: float = 5.0,
+    mem_gb: float = 3.0,
     name: str = "registration_wf",
     **settings,
 ) -> pe.Workflow:
@@ -38,7 +38,7 @@ def init_registration_wf(
         Score the overlap of the two label images: they share one numbering.
     omp_nthreads : int, default 1
         Threads of the registration.
-    mem_gb : float, default 5.0
+    mem_gb : float, default 3.0
         Memory to reserve for the network, GB.
     name : str, default "registration_wf"
         Name of the workflow.

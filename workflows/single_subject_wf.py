@@ -27,7 +27,7 @@ def init_single_subject_wf(
     skull_strip: str = "auto",
     bias_correction: bool = True,
     omp_nthreads: int = 1,
-    mem_gb: float = 5.0,
+    mem_gb: float = 3.0,
     name: str | None = None,
     **settings,
 ) -> pe.Workflow:
@@ -50,7 +50,7 @@ def init_single_subject_wf(
         Correct the bias field with N4.
     omp_nthreads : int, default 1
         Threads of one step.
-    mem_gb : float, default 5.0
+    mem_gb : float, default 3.0
         Memory to reserve for the network, GB.
     name : str or None, default None
         Name of the workflow (default: made of the scan's entities).

@@ -26,7 +26,7 @@ def init_template_wf(
     is_fused: bool = False,
     bias_correction: bool = True,
     omp_nthreads: int = 1,
-    mem_gb: float = 5.0,
+    mem_gb: float = 3.0,
     name: str = "template_wf",
     **settings,
 ) -> pe.Workflow:
@@ -49,7 +49,7 @@ def init_template_wf(
         Whether the duration of a bias correction comes in.
     omp_nthreads : int, default 1
         Threads of one step.
-    mem_gb : float, default 5.0
+    mem_gb : float, default 3.0
         Memory to reserve for the network, GB.
     name : str, default "template_wf"
         Name of the workflow.

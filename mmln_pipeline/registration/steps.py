@@ -119,6 +119,7 @@ def run(
         maps = forward, correct_inverse(inverse, forward)
     with clock.stage("topology"):
         warp = _repair_folds(maps, settings)
+    del images, velocities, maps  # some hundred megabytes, before the images' own grids need as much
     with clock.stage("resample"):
         parts = _resample(pair, network, matrix, warp)
     with clock.stage("score"):
