@@ -67,7 +67,10 @@ def test_wrong_usage(command, tmp_path, capsys, monkeypatch, options, words):
     [
         ("no = [toml", "not valid TOML"),
         ("[who]\nx = 1", "unknown section [who]"),
-        ("[what]\nderivatives = {raw = '/'}", "derivatives: expected names of letters, digits, _ and -, not raw; found 'raw'"),
+        (
+            "[what]\nderivatives = {raw = '/'}",
+            "derivatives: expected names of letters, digits, _ and -, not raw; found 'raw'",
+        ),
         ("[what]\nderivatives = {'a/b' = '/'}", "found 'a/b'"),
         ("how = 3", "how: expected a section, [how], found 3"),
         ("[how]\nmodle = 'mmln'", "[how]: unknown key 'modle'; known are bias_correction,"),
