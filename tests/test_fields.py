@@ -210,7 +210,7 @@ def test_the_smallest_volume_of_a_scaling_is_its_factor():
     torch.testing.assert_close(cell_volumes(scaling)[1], torch.full((1, 6, 7, 8), 1.1 * 1.2 * 0.7))
 
 
-@pytest.mark.parametrize("corner", product((0, 1), repeat=3))
+@pytest.mark.parametrize("corner", [*product((0, 1), repeat=3)])
 def test_a_corner_pushed_inwards_is_the_smallest_tetrahedron(corner):
     pushed = torch.zeros(1, 3, 2, 2, 2)
     pushed[(0, slice(None), *corner)] = 0.25 * (1 - 2 * torch.tensor(corner))
