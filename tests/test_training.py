@@ -243,7 +243,7 @@ def test_a_pack_is_halved_with_its_labels(project):
 
 
 def test_both_orders_of_a_pair_and_a_bound_on_volumes_train(project):
-    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\nvolume = 0.1"))
+    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\nvolume = 1e4"))
     project.write_text(project.read_text().replace("[data]", "[data]\nboth_orders = true\nbetween = 1.0"))
     for _ in range(2):
         train(project, minutes=1e-9, device="cpu")
