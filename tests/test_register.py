@@ -1,6 +1,7 @@
 """Registration of tiny pairs with a stand-in network whose answer is known, and of real brains."""
 
 import json
+import os
 
 import ants
 import nibabel as nib
@@ -15,6 +16,7 @@ from mmln_pipeline import register, weights
 from mmln_pipeline.fields.integration import taper
 from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
+from mmln_pipeline.machine import devices
 from mmln_pipeline.registration import steps as registration
 from mmln_pipeline.scores import evaluation
 from mmln_pipeline.space.displacements import displacement_to_voxels
@@ -303,6 +305,19 @@ def test_progress_counts_the_steps_of_refining(pair, network):
     steps = [(done, total) for stage, done, total in told if stage == "refine"]
     assert steps[0] == (0, 1) and (1, 8) in steps and steps[-1] == (1, 1)
     assert all(done <= total for done, total in steps)
+
+
+def test_threads_reach_torch_and_itk(pair, network, monkeypatch):
+    asked, variable = [], "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv(variable, "1")
+    own = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    with devices.itk_threads(own):
+        for threads in (None, own + 1):
+            register(*pair, init="identity", refine=0, device="cpu", threads=threads)
+            assert os.environ[variable] == str(threads or 1)
+            assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == (threads or own)
+    assert asked == [own + 1]
 
 
 def test_images_of_different_worlds_are_refused(pair, network):

@@ -250,6 +250,18 @@ def test_points_map_as_in_itk(case, rng):
     np.testing.assert_allclose(transform.map_points(points), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_fields_end_half_a_voxel_outside_where_itk_ends_them(axis):
+    shape = (4, 5, 6)
+    transform = Transform((DisplacementField(np.ones((*shape, 3)), np.diag([-1.0, -1.0, 1.0, 1.0])),))
+    index = np.full((4, 3), 2.0)
+    index[:, axis] = -0.5, -0.51, shape[axis] - 0.5, shape[axis] - 0.51
+    flip = np.array([-1, -1, 1])
+    expected = [flip * transform.to_sitk().TransformPoint(point) for point in index.tolist()]
+    np.testing.assert_allclose(transform.map_points(index * flip), expected)
+    assert (transform.map_points(index * flip) - index * flip).any(1).tolist() == [True, False, False, True]
+
+
 def test_forward_maps_fixed_landmark_to_moving_landmark():
     shift = from_matvec(np.eye(3), (4.0, -3.0, 2.0))
     moving = np.zeros((15, 14, 13), np.float32)
@@ -339,6 +351,16 @@ def test_voxel_offsets_keep_their_meaning_on_anisotropic_axes():
     np.testing.assert_allclose(displacement_to_voxels(field), u_vox, atol=1e-6)
     start = apply_affine(affine, (3, 2, 4))
     np.testing.assert_allclose(field.map_points(start[None]), [apply_affine(affine, (3, 4, 4))], atol=1e-5)
+
+
+def test_fields_are_made_of_anything_like_arrays_and_keep_their_own(rng):
+    affine, u_vox = grid_affine("LIA", (4, 5, 6)), rng.normal(size=(3, 4, 5, 6))
+    expected = displacement_from_voxels(u_vox, affine)
+    field = displacement_from_voxels(u_vox.tolist(), affine.tolist())
+    np.testing.assert_array_equal(field.offsets_mm, expected.offsets_mm)
+    assert (field.offsets_mm.dtype, field.affine.dtype) == (np.float32, np.float64)
+    affine[:] = 0
+    np.testing.assert_array_equal(expected.affine, field.affine)
 
 
 @pytest.mark.parametrize("interpolation", ["linear", "nearest", "lanczos", "label"])
