@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import ants
 import nibabel as nib
@@ -18,7 +19,8 @@ from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.machine import devices
 from mmln_pipeline.registration import steps as registration
-from mmln_pipeline.scores import evaluation
+from mmln_pipeline.registration.pair import load_pair
+from mmln_pipeline.scores import evaluation, metrics
 from mmln_pipeline.space.displacements import displacement_to_voxels
 from mmln_pipeline.space.grids import Grid
 from mmln_pipeline.space.itk import save_affine
@@ -158,8 +160,11 @@ def test_affine_start_joins_the_warp(pair, network, tmp_path):
     matrix[:3, 3] = (5.0, -4.0, 2.0)
     displaced = nib.Nifti1Image(np.asarray(moving.dataobj), matrix @ moving.affine)
     save_affine(matrix, tmp_path / "start.mat")
+    labelled = {"fixed_dseg": dseg_of(fixed), "moving_dseg": dseg_of(displaced)}
+    before = metrics.dice(dseg_of(fixed).dataobj, dseg_of(moving).dataobj)
     for init in (matrix, tmp_path / "start.mat", str(tmp_path / "start.mat")):
-        result = register(fixed, displaced, init=init, refine=0, device="cpu")
+        result = register(fixed, displaced, init=init, refine=0, device="cpu", **labelled)
+        assert result.metrics["dice_before"] == pytest.approx(np.mean(list(before.values()))), "of the affine alone"
         np.testing.assert_allclose(result.affine, matrix, atol=1e-5)
         np.testing.assert_allclose(result.moved.get_fdata(), fixed.get_fdata(), atol=0.5)
     assert len(result.transform.parts) == 2
@@ -278,7 +283,10 @@ def test_saved_files_are_read_by_other_tools(pair, network, tmp_path):
     assert np.abs(theirs - ours)[fixed.get_fdata() > 0].mean() < 0.005 * np.ptp(ours)
 
 
-def test_saved_metrics_are_json_with_all_seconds(pair, network, tmp_path):
+def test_saved_metrics_are_json_with_all_seconds(pair, network, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        "mmln_pipeline.registration.pair.load_pair", lambda *images: time.sleep(0.2) or load_pair(*images)
+    )
     result = register(*pair, init="identity", refine=0, device="cpu")
     paths = result.save(tmp_path)
     result.save(tmp_path)
@@ -286,7 +294,7 @@ def test_saved_metrics_are_json_with_all_seconds(pair, network, tmp_path):
     saved = json.loads(paths["metrics"].read_text())
     assert set(saved) >= KEYS
     seconds = saved["seconds"]
-    assert all(seconds[name] > 0 for name in SECONDS)
+    assert all(seconds[name] > 0 for name in SECONDS) and seconds["load"] > 0.2, "reading counts"
     parts = sum(value for name, value in seconds.items() if name != "total")
     assert parts == pytest.approx(seconds["total"], abs=0.5)
 
