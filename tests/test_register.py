@@ -131,6 +131,10 @@ def test_the_warp_joins_the_identity_at_the_border_of_the_networks_grid(pair, ne
     for axis in range(3):
         for face in (0, -1):
             assert np.abs(offsets.take(face, axis + 1)).max() < max(SHIFT) / 4
+    points = nib.affines.apply_affine(lia_affine(), np.argwhere(np.ones(SHAPE)))
+    there_and_back = result.inverse.map_points(result.transform.map_points(points))
+    assert np.linalg.norm(there_and_back - points, axis=1).mean() < 0.1
+    assert result.metrics["inverse_consistency_mm"] < 0.01
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR"])
