@@ -415,7 +415,9 @@ def test_errors_name_file_and_fault(tmp_path, rng):
     with pytest.raises(ValueError, match="not a readable NIfTI"):
         read_transform(tmp_path / "bad.nii.gz")
     (tmp_path / "x.lta").touch()
-    with pytest.raises(ValueError, match="another suffix"):
+    with pytest.raises(
+        ValueError, match=r"ITK file \(\.h5, \.nii, \.nii\.gz, \.mat, \.txt, \.tfm\), found another suffix"
+    ):
         read_transform(tmp_path / "x.lta")
     nib.save(smooth_image(rng, np.eye(4)), tmp_path / "scalar.nii.gz")
     with pytest.raises(ValueError, match=r"\(I, J, K, 1, 3\), found \(23, 19, 17\)"):
