@@ -20,7 +20,7 @@ from mmln_pipeline.atlas.templates import load_template
 from mmln_pipeline.images.volumes import network_grid
 from mmln_pipeline.space.displacements import DisplacementField, displacement_from_voxels, displacement_to_voxels
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.itk import itk_geometry, save_affine, save_displacement
+from mmln_pipeline.space.itk import itk_geometry, save_affine, save_displacement, to_sitk_image
 from mmln_pipeline.space.transforms import Transform, read_transform
 
 SHAPE = (23, 19, 17)
@@ -225,6 +225,8 @@ def test_displacement_of_whole_transform(case, tmp_path):
     path = str(save_displacement(field, tmp_path / "warp.nii.gz"))
     image_path = to_itk_file(moving.get_fdata(dtype="f4"), moving.affine, tmp_path / "moving.nii")
     fixed_path = to_itk_file(np.ones(fixed.shape, "f4"), fixed.affine, tmp_path / "fixed.nii")
+    np.testing.assert_array_equal(read_transform(path).parts[0].offsets_mm, field.offsets_mm)
+    assert (sitk.GetArrayFromImage(to_sitk_image(nib.load(image_path))).T == moving.get_fdata()).all()
     itk_field = sitk.ReadImage(path, sitk.sitkVectorFloat64)
     by_itk = sitk.Resample(
         sitk.ReadImage(image_path),
@@ -415,9 +417,7 @@ def test_errors_name_file_and_fault(tmp_path, rng):
     with pytest.raises(ValueError, match="not a readable NIfTI"):
         read_transform(tmp_path / "bad.nii.gz")
     (tmp_path / "x.lta").touch()
-    with pytest.raises(
-        ValueError, match=r"ITK file \(\.h5, \.nii, \.nii\.gz, \.mat, \.txt, \.tfm\), found another suffix"
-    ):
+    with pytest.raises(ValueError, match=r"\(\.h5, \.nii, \.nii\.gz, \.mat, \.txt, \.tfm\), found another suffix"):
         read_transform(tmp_path / "x.lta")
     nib.save(smooth_image(rng, np.eye(4)), tmp_path / "scalar.nii.gz")
     with pytest.raises(ValueError, match=r"\(I, J, K, 1, 3\), found \(23, 19, 17\)"):
