@@ -7,6 +7,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.images.same_space import labels_on_grid, why_not_same_space
+from mmln_pipeline.space.grids import space_code
 
 SHAPE = (13, 15, 17)
 
@@ -47,6 +48,14 @@ def test_masks_land_on_the_right_voxels(axes):
     found = labels_on_grid(mask, reference, "mask", "image").get_fdata()
     overlap = 2 * (found * expected).sum() / (found.sum() + expected.sum())
     assert overlap == 1 if axes != "oblique" else overlap > 0.9
+
+
+def test_the_space_is_the_sforms_or_else_the_qforms():
+    image = make(code=4)
+    image.set_sform(image.affine, 0)
+    assert space_code(image) == 4
+    image.set_sform(image.affine, 2)
+    assert space_code(image) == 2
 
 
 def test_one_grid_is_one_space_whatever_the_codes():

@@ -226,7 +226,7 @@ def test_displacement_of_whole_transform(case, tmp_path):
     image_path = to_itk_file(moving.get_fdata(dtype="f4"), moving.affine, tmp_path / "moving.nii")
     fixed_path = to_itk_file(np.ones(fixed.shape, "f4"), fixed.affine, tmp_path / "fixed.nii")
     np.testing.assert_array_equal(read_transform(path).parts[0].offsets_mm, field.offsets_mm)
-    assert (sitk.GetArrayFromImage(to_sitk_image(nib.load(image_path))).T == moving.get_fdata()).all()
+    assert (moving.get_fdata() == sitk.GetArrayFromImage(to_sitk_image(nib.load(image_path))).T).all()
     itk_field = sitk.ReadImage(path, sitk.sitkVectorFloat64)
     by_itk = sitk.Resample(
         sitk.ReadImage(image_path),
