@@ -20,7 +20,7 @@ from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.machine import devices
 from mmln_pipeline.registration import steps as registration
 from mmln_pipeline.registration.pair import load_pair
-from mmln_pipeline.scores import evaluation, metrics
+from mmln_pipeline.scores import evaluation
 from mmln_pipeline.space.displacements import displacement_to_voxels
 from mmln_pipeline.space.grids import Grid
 from mmln_pipeline.space.itk import save_affine
@@ -164,14 +164,21 @@ def test_affine_start_joins_the_warp(pair, network, tmp_path):
     matrix[:3, 3] = (5.0, -4.0, 2.0)
     displaced = nib.Nifti1Image(np.asarray(moving.dataobj), matrix @ moving.affine)
     save_affine(matrix, tmp_path / "start.mat")
-    labelled = {"fixed_dseg": dseg_of(fixed), "moving_dseg": dseg_of(displaced)}
-    before = metrics.dice(dseg_of(fixed).dataobj, dseg_of(moving).dataobj)
     for init in (matrix, tmp_path / "start.mat", str(tmp_path / "start.mat")):
-        result = register(fixed, displaced, init=init, refine=0, device="cpu", **labelled)
-        assert result.metrics["dice_before"] == pytest.approx(np.mean(list(before.values()))), "of the affine alone"
+        result = register(fixed, displaced, init=init, refine=0, device="cpu")
         np.testing.assert_allclose(result.affine, matrix, atol=1e-5)
         np.testing.assert_allclose(result.moved.get_fdata(), fixed.get_fdata(), atol=0.5)
     assert len(result.transform.parts) == 2
+
+
+@pytest.mark.filterwarnings("ignore::mmln_pipeline.registration.result.QualityWarning")
+def test_the_scores_before_are_those_of_the_affine_alone(pair, network):
+    fixed, moving = pair
+    matrix = np.eye(4)
+    matrix[:3, 3] = lia_affine()[:3, :3] @ SHIFT
+    labelled = {"fixed_dseg": dseg_of(fixed), "moving_dseg": dseg_of(moving)}
+    scores = register(fixed, moving, init=matrix, refine=0, device="cpu", **labelled).metrics
+    assert scores["dice_before"] > 0.99 > scores["dice"], "the network's shift comes on top"
 
 
 def test_estimated_start_gets_kind_masks_and_seed(pair, network, monkeypatch):
