@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import platform
+import sys
+from unittest.mock import Mock
 
 import psutil
 import pytest
+import SimpleITK as sitk
 import torch
 
-from mmln_pipeline.machine.devices import autocast, kept_memory, resolve_device, set_threads
+from mmln_pipeline.machine.devices import (
+    autocast,
+    has_fast_bfloat16,
+    itk_threads,
+    kept_memory,
+    peak_memory_mb,
+    resolve_device,
+    set_threads,
+)
 
 
 def test_cpu_and_auto():
@@ -35,12 +46,64 @@ def test_absent_cuda_number_is_said(monkeypatch):
         resolve_device("cuda:1")
 
 
-def test_threads_and_autocast():
+def test_cuda_devices_are_numbered_from_zero(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolve_device(name) for name in ("auto", "cuda", "cuda:1")] == [
+        torch.device(name) for name in ("cuda", "cuda", "cuda:1")
+    ]
+    with pytest.raises(ValueError, match="there are 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+def test_threads_are_set_where_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    for count in (3, None, 1):
+        set_threads(count)
+    assert asked == [3, 1]
     with pytest.raises(ValueError, match="at least 1, found 0"):
         set_threads(0)
+
+
+def test_itk_gets_its_threads_for_the_block_and_its_own_back():
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    with pytest.raises(RuntimeError), itk_threads(before + 1):
+        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before + 1
+        raise RuntimeError
+    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+    ],
+)
+def test_convolutions_run_in_bfloat16_where_the_processor_has_it(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     with autocast(torch.device("cpu")):
         product = torch.nn.functional.conv3d(torch.rand(1, 1, 4, 4, 4), torch.rand(1, 1, 3, 3, 3))
-    assert product.dtype in (torch.bfloat16, torch.float32)
+    assert product.dtype == dtype
+
+
+def test_of_gpus_only_those_that_compute_in_bfloat16_count(monkeypatch):
+    for has_it in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, *, including_emulation: has_it)
+        assert has_fast_bfloat16(torch.device("cuda")) is has_it
+
+
+def test_the_peak_of_memory_is_in_mib_on_every_system(monkeypatch):
+    in_use, whole = (n / 2**20 for n in (psutil.Process().memory_info().rss, psutil.virtual_memory().total))
+    peak = peak_memory_mb()
+    assert 0.9 * in_use < peak < whole
+    monkeypatch.setattr(sys, "platform", "darwin")  # which counts bytes
+    assert peak_memory_mb() == pytest.approx(peak / 2**10, rel=0.1)
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    monkeypatch.setattr(psutil, "Process", lambda: Mock(memory_info=lambda: Mock(peak_wset=3 * 2**20)))
+    assert peak_memory_mb() == 3
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")

@@ -79,6 +79,12 @@ def test_of_several_windows_the_mean_counts():
     torch.testing.assert_close(local_correlation_loss(a, b, (3, 5, 6, 9)), expected)
 
 
+def test_unasked_a_window_has_an_edge_of_seven_voxels():
+    a, b = torch.rand(2, 1, 1, *SHAPE)
+    assert torch.equal(local_correlation(a, b), local_correlation(a, b, 7))
+    assert local_correlation_loss(a, b) == local_correlation_loss(a, b, 7) == similarity_loss(a, b, "local")
+
+
 def test_soft_dice_counts_the_structures_that_are_there():
     fixed = torch.zeros(1, 3, *SHAPE)
     fixed[:, 0, 1:5, 1:5, 1:5] = 1
@@ -88,6 +94,9 @@ def test_soft_dice_counts_the_structures_that_are_there():
     half[:, 0, 1:5, 1:5, 1:3] = 0
     assert soft_dice_loss(fixed, half) == pytest.approx((1 - 2 * 32 / (64 + 32)) / 2, abs=1e-6)
     assert soft_dice_loss(fixed, torch.zeros_like(fixed)) == pytest.approx(1, abs=1e-6)
+    weight = torch.ones(1, 1, *SHAPE)
+    weight[..., :3] = 0  # where they differ
+    assert soft_dice_loss(fixed, half, weight) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
@@ -137,6 +146,7 @@ def test_squared_difference_leaves_out_what_has_no_weight():
     torch.testing.assert_close(squared_difference_loss(a, b), torch.tensor(4.0))
     b[..., :3], weight[..., :3] = 100, 0
     torch.testing.assert_close(squared_difference_loss(a, b, weight), torch.tensor(4.0))
+    assert squared_difference_loss(a, b, torch.zeros_like(a)) == 0
 
 
 def test_similarity_loss_names_what_it_knows():
@@ -148,7 +158,7 @@ def test_similarity_loss_names_what_it_knows():
 def test_of_the_two_correlations_the_global_one_counts_where_either_brain_is():
     fixed, moved = torch.rand(1, 1, *SHAPE), torch.rand(1, 1, *SHAPE)
     fixed[..., :4] = 0
-    moved[..., :2] = 0
+    moved[..., :2] = moved[..., 7:] = 0
     both = similarity_loss(fixed, moved, "local+global", 3)
     brain = global_correlation_loss(fixed[..., 2:], moved[..., 2:])
     torch.testing.assert_close(both, local_correlation_loss(fixed, moved, 3) + brain)
@@ -184,3 +194,4 @@ def test_volume_loss_is_blind_to_a_shear_and_even_for_growth_and_shrinking():
 def test_level_totals(level, expected):
     total = level_loss(level, 3, torch.tensor(0.5), torch.tensor(3.0), 2.0, branch=0.25 * torch.tensor(0.4))
     assert total.item() == pytest.approx(expected + 0.1)
+    assert level_loss(level, 3, torch.tensor(0.5), torch.tensor(3.0), 2.0).item() == pytest.approx(expected)

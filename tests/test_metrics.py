@@ -31,6 +31,7 @@ def test_dice_skips_what_both_lack_and_counts_what_one_lacks(cubes):
     b[6, 7, 8] = 9
     assert metrics.dice(a, b, [5, 9, 11]) == {"5": pytest.approx(0.75), "9": 0.0}
     assert metrics.dice(a, b, [0, 9]) == {"9": 0.0}, "the background is never scored"
+    assert metrics.dice(a, b, {"Background": (0,), "Corner": (9,)}) == {"Corner": 0.0}
 
 
 def test_dice_merges_the_numbers_of_one_structure():
@@ -105,6 +106,7 @@ def test_folding_with_mask_and_without_border():
     assert metrics.folding_percent(jacobian, mask) == pytest.approx(25.0)
     assert metrics.folding_percent(jacobian, border=1) == pytest.approx(100 / inner)
     assert metrics.folding_percent(jacobian, np.zeros(SHAPE)) is None
+    assert metrics.folding_percent([[[-1.0, 1.0]]], [[[1, 0]]]) == 100, "lists will do"
 
 
 def test_ndv_percent():
@@ -122,6 +124,8 @@ def test_sdlogj_clips_and_stays_inside_the_mask():
     mask[2:4] = 1
     assert metrics.sdlogj(jacobian, mask) == pytest.approx(0.5)
     assert metrics.sdlogj(np.full(SHAPE, 2.0)) == pytest.approx(0.0, abs=1e-12)
+    single = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
+    assert metrics.sdlogj(single) == pytest.approx(np.log(single.astype(np.float64)).std(), rel=1e-12)
     assert metrics.sdlogj(np.array([[[-1.0, 1.0]]])) == pytest.approx(-np.log(1e-9) / 2)
     assert metrics.sdlogj(jacobian, np.zeros(SHAPE)) is None
 
@@ -147,6 +151,16 @@ def test_global_correlation_ignores_gain_and_offset():
     assert metrics.global_correlation(image, image, np.zeros(SHAPE)) is None
 
 
+@pytest.mark.parametrize("window", [3, 5])
+def test_local_correlation_is_the_square_of_pearsons_in_the_window(window):
+    a, b = np.random.default_rng(1).random((2, *SHAPE))
+    mask = np.zeros(SHAPE)
+    mask[3, 4, 5] = 1
+    inside = tuple(slice(n - window // 2, n + window // 2 + 1) for n in (3, 4, 5))
+    expected = np.corrcoef(a[inside].ravel(), b[inside].ravel())[0, 1] ** 2
+    assert metrics.local_correlation(a, b, mask, window) == pytest.approx(expected)
+
+
 def test_local_correlation_is_finite_on_flat_background():
     rng = np.random.default_rng(2)
     image = np.zeros((15, 17, 19), dtype=np.float32)
@@ -169,10 +183,11 @@ def test_local_correlation_of_a_crop_is_that_of_the_whole():
 
 
 def test_inverse_consistency_of_a_known_translation():
-    forward = np.zeros((3, *SHAPE))
-    forward[1] = 1.5
+    forward = np.array([0.5, 1.5, -1.0]).reshape(3, 1, 1, 1) * np.ones((3, *SHAPE))
     mask = np.zeros(SHAPE)
     mask[2:5, 2:5, 2:5] = 1
     assert metrics.inverse_consistency(forward, -forward, mask) == pytest.approx(0.0, abs=1e-12)
-    assert metrics.inverse_consistency(forward, 0 * forward, mask, (1, 2, 1)) == pytest.approx(3.0)
+    assert metrics.inverse_consistency(forward, 0 * forward, mask) == pytest.approx(np.linalg.norm((0.5, 1.5, 1)))
+    far = metrics.inverse_consistency(forward, 0 * forward, mask, (1, 2, 3))
+    assert far == pytest.approx(np.linalg.norm((0.5, 3, 3)))
     assert metrics.inverse_consistency(forward, forward, np.zeros(SHAPE)) is None

@@ -7,6 +7,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.images.same_space import labels_on_grid, why_not_same_space
+from mmln_pipeline.space.grids import Grid, space_code
 
 SHAPE = (13, 15, 17)
 
@@ -47,6 +48,27 @@ def test_masks_land_on_the_right_voxels(axes):
     found = labels_on_grid(mask, reference, "mask", "image").get_fdata()
     overlap = 2 * (found * expected).sum() / (found.sum() + expected.sum())
     assert overlap == 1 if axes != "oblique" else overlap > 0.9
+
+
+def test_the_space_is_the_sforms_or_else_the_qforms():
+    image = make(code=4)
+    image.set_sform(image.affine, 0)
+    assert space_code(image) == 4
+    image.set_sform(image.affine, 2)
+    assert space_code(image) == 2
+
+
+def test_grids_of_one_voxel_are_grids_and_those_of_none_are_not():
+    assert Grid((1, 2, 3), np.eye(4)).shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"expected 3 positive sizes, found \(0, 2, 3\)"):
+        Grid((0, 2, 3), np.eye(4))
+
+
+@pytest.mark.parametrize(("off", "is_aligned"), [(0.0, True), (9e-5, True), (2e-4, False)])
+def test_axes_of_1_mm_may_be_off_by_rounding(off, is_aligned):
+    affine = np.eye(4)[[2, 0, 1, 3]]
+    affine[0, 0] = off
+    assert Grid((3, 4, 5), affine).is_axis_aligned_1mm() is is_aligned
 
 
 def test_one_grid_is_one_space_whatever_the_codes():

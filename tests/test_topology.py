@@ -100,6 +100,17 @@ def test_a_repair_stays_round_its_fold(place):
     assert repair.ndv.equal(inverted) and repair.min_jacobian == pytest.approx(float(smallest.min()), abs=1e-4)
 
 
+def test_windows_hold_every_fold_and_a_margin_and_little_more():
+    folds, places, margin = torch.zeros(36, 63, 70, dtype=torch.bool), ((2, 61, 40), (30, 3, 5)), 5
+    for place in places:
+        folds[place] = True
+    windows = topology._find_windows(folds, margin)
+    for window, place in zip(windows, places, strict=True):
+        for along, p, n in zip(window, place, folds.shape, strict=True):
+            assert max(0, p - 8 - margin) <= along.start <= max(0, p - margin)
+            assert min(n + 1, p + 2 + margin) <= along.stop <= min(n + 1, p + 9 + margin)
+
+
 def test_what_cannot_be_reached_is_reported():
     displacement = integrate([velocity_of(SHAPE, 5.0)], SHAPE)
     repair = enforce(displacement, max_rounds=1)

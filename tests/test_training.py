@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -21,7 +22,7 @@ from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config
 from mmln_pipeline.training.data import draw_pair, load_pack, validation_pairs
 from mmln_pipeline.training.datasets import check_source, find_sources
-from mmln_pipeline.training.loop import draw_window
+from mmln_pipeline.training.loop import Trainer, draw_window
 from mmln_pipeline.weights import load_model, save_model
 
 SHAPE = (
@@ -123,6 +124,34 @@ def test_resuming_with_another_configuration_is_refused(project):
     project.write_text(project.read_text().replace("window = 3", "window = 5"))
     with pytest.raises(ValueError, match=r"checkpoint\.pt was made with another configuration: loss"):
         train(project, device="cpu")
+
+
+def test_a_stage_begins_with_the_best_weights_and_leaves_the_levels_before_it_alone_while_frozen(project):
+    project.write_text(project.read_text().replace("steps = 4", "steps = 1"))
+    run, weights = project.parent / "run", []
+    for _ in range(3):
+        train(project, minutes=1e-9, device="cpu")
+        weights.append(torch.load(run / "checkpoint.pt", weights_only=True)["model"])
+    _, frozen, moved = weights
+    best = load_model(run / "tiny.safetensors")[0].state_dict()
+    assert {name.split(".")[1] for name in best if not torch.equal(frozen[name], best[name])} == {"1"}
+    assert {name.split(".")[1] for name in best if not torch.equal(moved[name], frozen[name])} == {"0", "1"}
+
+
+def test_the_learning_rate_rises_to_the_configured_one_and_falls_to_a_hundredth(project):
+    trainer = Mock(config=load_config(project))
+    rates = [Trainer._learning_rate(trainer, step, 1000) / 1e-3 for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 50) and rates[24] == pytest.approx(1 / 2, rel=0.01)
+    assert rates.index(max(rates)) == 49 and max(rates) == pytest.approx(1, rel=0.01)
+    assert rates[500] == pytest.approx(0.505) and rates[-1] == pytest.approx(0.01, rel=0.01)
+    project.write_text(project.read_text().replace("cosine", "constant"))
+    assert Trainer._learning_rate(Mock(config=load_config(project)), 0, 1000) == 1e-3
+
+
+def test_the_memory_of_averaged_weights_grows_to_the_configured_one(project):
+    trainer, old, new = Mock(config=load_config(project)), torch.tensor([1.0]), torch.tensor([0.0])
+    kept = [float(Trainer._average(trainer, old, new, count)) for count in (0, 8, 79, 81, 1000)]
+    assert kept == pytest.approx([0.1, 0.5, 80 / 89, 0.9, 0.9])
 
 
 def test_training_lowers_the_loss(project):
@@ -242,11 +271,13 @@ def test_a_pack_is_halved_with_its_labels(project):
 
 
 def test_both_orders_of_a_pair_and_a_bound_on_volumes_train(project):
-    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\nvolume = 0.1"))
+    project.write_text(project.read_text().replace("window = 3", "window = 3\ndice = 1.0\nvolume = 1e4"))
     project.write_text(project.read_text().replace("[data]", "[data]\nboth_orders = true\nbetween = 1.0"))
-    train(project, minutes=1e-9, device="cpu")
-    header, row = (line.split(",") for line in (project.parent / "run" / "log.csv").read_text().splitlines())
-    assert float(row[header.index("volume")]) >= 0
+    for _ in range(2):
+        train(project, minutes=1e-9, device="cpu")
+    header, *rows = (line.split(",") for line in (project.parent / "run" / "log.csv").read_text().splitlines())
+    untrained, moved = (float(row[header.index("volume")]) for row in rows)
+    assert untrained == 0 < moved
 
 
 def test_labels_are_mirrored_with_their_image_and_steer_the_dice_loss(project):

@@ -20,7 +20,7 @@ from mmln_pipeline.atlas.templates import load_template
 from mmln_pipeline.images.volumes import network_grid
 from mmln_pipeline.space.displacements import DisplacementField, displacement_from_voxels, displacement_to_voxels
 from mmln_pipeline.space.grids import Grid, new_image
-from mmln_pipeline.space.itk import itk_geometry, save_affine, save_displacement
+from mmln_pipeline.space.itk import itk_geometry, save_affine, save_displacement, to_sitk_image
 from mmln_pipeline.space.transforms import Transform, read_transform
 
 SHAPE = (23, 19, 17)
@@ -225,6 +225,8 @@ def test_displacement_of_whole_transform(case, tmp_path):
     path = str(save_displacement(field, tmp_path / "warp.nii.gz"))
     image_path = to_itk_file(moving.get_fdata(dtype="f4"), moving.affine, tmp_path / "moving.nii")
     fixed_path = to_itk_file(np.ones(fixed.shape, "f4"), fixed.affine, tmp_path / "fixed.nii")
+    np.testing.assert_array_equal(read_transform(path).parts[0].offsets_mm, field.offsets_mm)
+    assert (moving.get_fdata() == sitk.GetArrayFromImage(to_sitk_image(nib.load(image_path))).T).all()
     itk_field = sitk.ReadImage(path, sitk.sitkVectorFloat64)
     by_itk = sitk.Resample(
         sitk.ReadImage(image_path),
@@ -248,6 +250,18 @@ def test_points_map_as_in_itk(case, rng):
     flip = np.array([-1, -1, 1])
     expected = [flip * composite.TransformPoint((flip * p).tolist()) for p in points]
     np.testing.assert_allclose(transform.map_points(points), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_fields_end_half_a_voxel_outside_where_itk_ends_them(axis):
+    shape = (4, 5, 6)
+    transform = Transform((DisplacementField(np.ones((*shape, 3)), np.diag([-1.0, -1.0, 1.0, 1.0])),))
+    index = np.full((4, 3), 2.0)
+    index[:, axis] = -0.5, -0.51, shape[axis] - 0.5, shape[axis] - 0.51
+    flip = np.array([-1, -1, 1])
+    expected = [flip * transform.to_sitk().TransformPoint(point) for point in index.tolist()]
+    np.testing.assert_allclose(transform.map_points(index * flip), expected)
+    assert (transform.map_points(index * flip) - index * flip).any(1).tolist() == [True, False, False, True]
 
 
 def test_forward_maps_fixed_landmark_to_moving_landmark():
@@ -341,6 +355,16 @@ def test_voxel_offsets_keep_their_meaning_on_anisotropic_axes():
     np.testing.assert_allclose(field.map_points(start[None]), [apply_affine(affine, (3, 4, 4))], atol=1e-5)
 
 
+def test_fields_are_made_of_anything_like_arrays_and_keep_their_own(rng):
+    affine, u_vox = grid_affine("LIA", (4, 5, 6)), rng.normal(size=(3, 4, 5, 6))
+    expected = displacement_from_voxels(u_vox, affine)
+    field = displacement_from_voxels(u_vox.tolist(), affine.tolist())
+    np.testing.assert_array_equal(field.offsets_mm, expected.offsets_mm)
+    assert (field.offsets_mm.dtype, field.affine.dtype) == (np.float32, np.float64)
+    affine[:] = 0
+    np.testing.assert_array_equal(expected.affine, field.affine)
+
+
 @pytest.mark.parametrize("interpolation", ["linear", "nearest", "lanczos", "label"])
 def test_inputs_are_not_changed(rng, tmp_path, interpolation):
     affine = grid_affine("LAS", (7, 8, 9))
@@ -393,7 +417,7 @@ def test_errors_name_file_and_fault(tmp_path, rng):
     with pytest.raises(ValueError, match="not a readable NIfTI"):
         read_transform(tmp_path / "bad.nii.gz")
     (tmp_path / "x.lta").touch()
-    with pytest.raises(ValueError, match="another suffix"):
+    with pytest.raises(ValueError, match=r"\(\.h5, \.nii, \.nii\.gz, \.mat, \.txt, \.tfm\), found another suffix"):
         read_transform(tmp_path / "x.lta")
     nib.save(smooth_image(rng, np.eye(4)), tmp_path / "scalar.nii.gz")
     with pytest.raises(ValueError, match=r"\(I, J, K, 1, 3\), found \(23, 19, 17\)"):

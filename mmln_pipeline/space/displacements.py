@@ -50,7 +50,7 @@ class DisplacementField:
         """Move points, shape (N, 3), RAS+ mm; those more than half a voxel outside the grid stay."""
         index = apply_affine(np.linalg.inv(self.affine), points).T
         size = np.array(self.grid.shape)[:, None]
-        is_inside = ((index >= -0.5) & (index <= size - 0.5)).all(axis=0)
+        is_inside = ((index >= -0.5) & (index < size - 0.5)).all(axis=0)  # as in ITK
         offsets = np.zeros_like(points)
         for axis in range(3):
             values = map_coordinates(self.offsets_mm[..., axis], index[:, is_inside], order=1, mode="nearest")
