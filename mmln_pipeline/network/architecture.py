@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from mmln_pipeline.network.slices import AXES
 from mmln_pipeline.space.grids import GRID_SHAPE
+
+AXES = {"sagittal": 0, "axial": 1, "coronal": 2}
+"""Slicing planes by the array axis that they cut across, on a grid of axes L, I, A."""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mmln_pipeline.fields.windows import Window
-
-if TYPE_CHECKING:
-    from mmln_pipeline.network.model import MMLN, LevelOutput
+from mmln_pipeline.network.model import MMLN, LevelOutput
 
 
 def register_core(

@@ -32,7 +32,6 @@ from mmln_pipeline.fields.scales import downsample, fold, resize_field
 from mmln_pipeline.fields.warping import compose, warp
 from mmln_pipeline.fields.windows import Patch, Window, crop, halve_window
 from mmln_pipeline.network.architecture import NetworkConfig
-from mmln_pipeline.network.slices import SliceBranch
 from mmln_pipeline.network.subnet import Subnet
 
 
@@ -89,7 +88,12 @@ class MMLN(nn.Module):
         c = self.config
         self.levels = nn.ModuleList(self._make_subnet(level) for level in range(1, c.levels + 1))
         self.slices = nn.ModuleList(
-            SliceBranch(c.slices, c.channels, c.velocity_range, knows_velocity=level > 1)
+            nn.ModuleDict(
+                {
+                    plane: Subnet((2 if level == 1 else 4) + c.channels, c.channels, c.velocity_range, dims=2)
+                    for plane in c.slices
+                }
+            )
             for level in range(1, c.levels)
         )
         self.levels.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
@@ -105,14 +109,14 @@ class MMLN(nn.Module):
         """Return a level's 3-D subnet."""
         return cast(Subnet, self.levels[level - 1])
 
-    def slice_branch(self, level: int) -> SliceBranch:
-        """Return a level's 2-D branch; the finest level has none."""
-        return cast(SliceBranch, self.slices[level - 1])
+    def slice_subnets(self, level: int) -> dict[str, Subnet]:
+        """Return a level's 2-D subnets by their plane; the finest level has none."""
+        return dict(cast(nn.ModuleDict, self.slices[level - 1]).items()) if level < self.config.levels else {}  # type: ignore[arg-type]
 
     def level_parameters(self, level: int) -> list[nn.Parameter]:
         """Return a level's weights, its 2-D branch's behind its 3-D subnet's."""
-        branch = [*self.slice_branch(level).parameters()] if level < self.config.levels else []
-        return [*self.subnet(level).parameters(), *branch]
+        subnets = [self.subnet(level), *self.slice_subnets(level).values()]
+        return [weight for subnet in subnets for weight in subnet.parameters()]
 
     def forward(self, fixed: Tensor, moving: Tensor, finest: bool = True) -> tuple[Tensor, ...]:
         """Predict the velocity fields that align `moving` with `fixed`.

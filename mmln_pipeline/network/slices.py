@@ -5,66 +5,13 @@ Slices of the 3-D branch's final feature map are part of the input, so that the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmln_pipeline.fields.scales import resize_field
 from mmln_pipeline.fields.warping import warp
-from mmln_pipeline.network.subnet import Subnet
-
-if TYPE_CHECKING:
-    from mmln_pipeline.network.model import MMLN, LevelOutput
-
-AXES = {"sagittal": 0, "axial": 1, "coronal": 2}
-"""Slicing planes by the array axis that they cut across, on a grid of axes L, I, A."""
-
-
-class SliceBranch(nn.ModuleDict):
-    """The 2-D subnets of one level, one for each stack of slices.
-
-    Parameters
-    ----------
-    planes : sequence of {"axial", "coronal", "sagittal"}
-    channels : int
-        Feature channels C, here and of the 3-D branch.
-    velocity_range : float
-        Bound of the returned velocity in voxels.
-    knows_velocity : bool
-        Whether the velocity of the run before is part of the input.
-    """
-
-    def __init__(self, planes: Sequence[str], channels: int, velocity_range: float, knows_velocity: bool) -> None:
-        in_channels = (4 if knows_velocity else 2) + channels
-        super().__init__({plane: Subnet(in_channels, channels, velocity_range, dims=2) for plane in planes})
-        self.knows_velocity = knows_velocity
-
-    def forward(self, fixed: Tensor, moved: Tensor, velocity: Tensor, features: Tensor) -> list[Tensor]:
-        """Predict the velocity that is left, stack by stack.
-
-        Parameters
-        ----------
-        fixed, moved : Tensor, shape (B, 1, I, J, K)
-        velocity : Tensor, shape (B, 3, I, J, K)
-            Of the run before.
-        features : Tensor, shape (B, C, I, J, K)
-            The 3-D branch's final feature map.
-
-        Returns
-        -------
-        list of Tensor, each of shape (B, 3, I, J, K)
-            Residual velocities that do not leave their plane.
-        """
-        residuals = []
-        for plane, subnet in self.items():
-            axis = AXES[plane]
-            known = [_drop_component(velocity, axis)] if self.knows_velocity else []
-            stack = to_slices(torch.cat([fixed, moved, *known, features], 1), axis)
-            in_plane, _ = subnet(stack.contiguous(memory_format=torch.channels_last))
-            residuals.append(splice(in_plane, axis, batch=fixed.shape[0]))
-        return residuals
+from mmln_pipeline.network.architecture import AXES
+from mmln_pipeline.network.model import MMLN, LevelOutput
 
 
 def register_slices(
@@ -93,8 +40,15 @@ def register_slices(
     if before is not None:
         prior, velocity = (resize_field(u, shape) for u in (before.displacement, before.velocity))
         moved = warp(moving, prior)
-    residuals = model.slice_branch(out.level)(fixed, moved, velocity, out.features)
-    return [model.join(prior, velocity + residual, residual) for residual in residuals]
+    displacements = []
+    for plane, subnet in model.slice_subnets(out.level).items():
+        axis = AXES[plane]
+        known = [_drop_component(velocity, axis)] if out.level > 1 else []
+        stack = to_slices(torch.cat([fixed, moved, *known, out.features], 1), axis)
+        in_plane, _ = subnet(stack.contiguous(memory_format=torch.channels_last))
+        residual = splice(in_plane, axis, batch=fixed.shape[0])
+        displacements.append(model.join(prior, velocity + residual, residual))
+    return displacements
 
 
 def to_slices(volume: Tensor, axis: int) -> Tensor:
