@@ -19,7 +19,7 @@ PROVENANCE = {"output_dir": "out", "provenance": Provenance("TPL", "TPL")}
 ATLASES = [Target(name, name, TemplateSource(name), name) for name in ("TPL", "OTHER")]
 EXAMPLES = {
     "mmln_wf": {"scans": [SCAN], "targets": ATLASES[:1], **PROVENANCE},
-    "single_subject_wf": {"scan": SCAN, "targets": ATLASES, "several": True, **PROVENANCE},
+    "single_subject_wf": {"scan": SCAN, "targets": ATLASES, **PROVENANCE},
     "reference_wf": {"scan": SCAN},
     "preproc_wf": {},
     "template_wf": {"scan": SCAN, "target": ATLASES[0], **PROVENANCE},
