@@ -1,0 +1,385 @@
+"""Disturb the BIDS App as machines do: what it says, what it leaves behind, and what the same command does next.
+
+Twelve tiny subjects are registered undisturbed, while memory, descriptors and processes are watched. Then each fault
+strikes a run of one or two of them, in folders of its own. It passes when the exit code and the last line are the
+documented ones, no process lives on, every file that was left is that of the undisturbed run, and the same command,
+run again, ends with 0 and makes all the files equal, byte for byte but for `TIMINGS`.
+
+Run by `make test-faults`. Linux only; disks are filled and made read-only for root alone, others have stand-ins.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import nibabel as nb
+import numpy as np
+import psutil
+import torch
+from tiny_bids import SHAPE, describe, make_brain, write_image
+
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
+from mmln_pipeline.weights import save_model
+
+START = f"""
+import sys
+from mmln_pipeline.bids_app.run import main
+from mmln_pipeline.images import volumes
+
+volumes.GRID_SHAPE = {SHAPE}
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+"""How the App is started, with a grid as small as the images; workers import it too."""
+SUBJECTS = [f"{number:02d}" for number in range(1, 13)]
+MOMENTS = 20
+PATIENCE_S = 600
+TOLERANCE = {"memory (MB)": 1.05, "descriptors": 1.05, "processes": 1.0}
+"""How much higher the second half of a long run may come than its first half."""
+TIMINGS = {
+    "_qc.json": r'"peak_memory_mb": [^,]*|"seconds": \{[^}]*\}',
+    ".html": (
+        r"<caption>Time of each stage.*?</table>"
+        r"|Peak memory \(MB\).*?</tr>"
+        r'|<td class="number">[^<]*</td>\n</tr>'  # the last column of the main scores: seconds
+    ),
+}
+"""What may differ between two runs, by the end of the file's name; in `_qc.tsv`, the columns of the same names."""
+IGNORED = r"logs/(mmln-bids\.toml|crash/.*)|(.*/)?\.[0-9a-f]{8}-[^/]*"
+"""Files that are not compared: the run's own options, the records of what failed, what a killed run was writing."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Folders of one fault's runs.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds the outputs, the work directory and the log.
+    data : Path
+        The dataset, template and weights, for all.
+    """
+
+    folder: Path
+    data: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "out"
+
+    def start(self, subjects: Sequence[str], nprocs: int = 2) -> Run:
+        """Start the App on some subjects."""
+        options = ["--template", self.data / "tpl-tiny_T1w.nii.gz", "--model", self.data / "tiny.safetensors"]
+        options += ["--template-dseg", self.data / "tpl-tiny_seg-core_dseg.nii.gz", "--refine", "0", "--device", "cpu"]
+        options += ["--nprocs", nprocs, "--omp-nthreads", "1", "--participant-label", *subjects]
+        folders = [self.data / "raw", self.output, "participant", "-w", self.folder / "work"]
+        return Run(self, [sys.executable, self.data / "start.py", *folders, *options])
+
+    def count_files(self) -> int:
+        """Count what is in the output and work directories: how far a run has come."""
+        return sum(len(names) for part in ("out", "work") for _, _, names in os.walk(self.folder / part))
+
+    def read(self) -> dict[str, bytes]:
+        """Read all outputs but `IGNORED`, without `TIMINGS` and this room's path."""
+        paths = {path.relative_to(self.output).as_posix(): path for path in self.output.rglob("*") if path.is_file()}
+        return {name: self._settle(path) for name, path in paths.items() if not re.fullmatch(IGNORED, name)}
+
+    def _settle(self, path: Path) -> bytes:
+        content = path.read_bytes().replace(str(self.folder).encode(), b"ROOM")
+        if path.name.endswith("_qc.tsv"):
+            columns = zip(*(line.split(b"\t") for line in content.splitlines()), strict=True)
+            return repr([column for column in columns if not re.match(b"seconds_|peak_memory", column[0])]).encode()
+        for ending, pattern in TIMINGS.items():
+            if path.name.endswith(ending):
+                content = re.sub(pattern.encode(), b"", content, flags=re.DOTALL)
+        return content
+
+
+class Run:
+    """One process of the App, in a session of its own; what it says goes to a file."""
+
+    def __init__(self, room: Room, command: Sequence) -> None:
+        self.room, self.command = room, [str(part) for part in command]
+        room.folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".log", dir=room.folder)
+        self.log = Path(name)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with open(handle, "w") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit code."""
+        return self.process.wait(PATIENCE_S)
+
+    def wait_for(self, is_there: Callable[[], object]) -> None:
+        """Wait until something is there, or the run has ended."""
+        while not is_there() and self.process.poll() is None:
+            time.sleep(0.02)
+
+    def members(self) -> list[psutil.Process]:
+        """List the processes of the run that are alive, whoever their parent is now."""
+        return [process for process in psutil.process_iter() if self._owns(process)]
+
+    def workers(self) -> list[psutil.Process]:
+        """List the worker processes."""
+        return [process for process in self.members() if "spawn_main" in " ".join(process.cmdline())]
+
+    def _owns(self, process: psutil.Process) -> bool:
+        try:
+            return os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+
+    def is_gone(self) -> bool:
+        """Tell whether all processes of the run have ended within ten seconds of its end."""
+        end = time.monotonic() + 10
+        while self.members() and time.monotonic() < end:
+            time.sleep(0.1)
+        return not self.members()
+
+    def said(self) -> str:
+        """Return what was said in the end: the last line."""
+        return (self.log.read_text(errors="replace").splitlines() or [""])[-1]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way to disturb a run.
+
+    Attributes
+    ----------
+    name : str
+        What happens.
+    strike : callable
+        Starts runs in a room, disturbs them, and returns them.
+    code : int
+        Exit code that is documented.
+    line : str
+        Pattern of the last line.
+    subjects, nprocs
+        Of the run.
+    """
+
+    name: str
+    strike: Callable[[Room, Fault], list[Run]]
+    code: int
+    line: str
+    subjects: tuple[str, ...] = ("01", "02")
+    nprocs: int = 2
+
+    def start(self, room: Room) -> Run:
+        """Start a run, to be disturbed."""
+        return room.start(self.subjects, self.nprocs)
+
+
+def signal_at(files: int, number: signal.Signals, room: Room, fault: Fault) -> list[Run]:
+    """Send a signal to the main process once so many files are there."""
+    run = fault.start(room)
+    run.wait_for(lambda: room.count_files() >= files)
+    run.process.send_signal(number)
+    return [run]
+
+
+def kill_worker(files: int, room: Room, fault: Fault) -> list[Run]:
+    """Kill a worker that computes."""
+    run = fault.start(room)
+    run.wait_for(lambda: room.count_files() >= files and any(p.cpu_percent(0.1) > 20 for p in run.workers()))
+    max(run.workers(), key=lambda process: process.cpu_percent(0.1)).kill()
+    return [run]
+
+
+def limit_memory(files: int, room: Room, fault: Fault) -> list[Run]:
+    """Let no process of the run have more address space than the main process took so far."""
+    run = fault.start(room)
+    run.wait_for(lambda: room.count_files() >= files)
+    for process in run.members():
+        limit = process.memory_info().vms + 2**25
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    return [run]
+
+
+def fill_disk(megabytes: float, room: Room, fault: Fault) -> list[Run]:
+    """Run on a disk that is too small; where none can be mounted, with a limit to the size of files."""
+    room.folder.mkdir()
+    if mount(room.folder, f"size={int(megabytes * 1024)}k"):
+        return [fault.start(room)]
+    run = fault.start(room)
+    resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (30_000, 30_000))
+    return [run]
+
+
+def lock_output(room: Room, fault: Fault) -> list[Run]:
+    """Run into a folder that is read-only."""
+    room.output.mkdir(parents=True, mode=0o555)
+    mount(room.output, "ro")
+    return [fault.start(room)]
+
+
+def run_twice(room: Room, fault: Fault) -> list[Run]:
+    """Start the same command again while it runs."""
+    return [fault.start(room), fault.start(room)]
+
+
+def mount(folder: Path, options: str) -> bool:
+    """Mount a memory disk there, if we may."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return os.geteuid() == 0 and subprocess.run(command, capture_output=True).returncode == 0
+
+
+def mend(folder: Path) -> None:
+    """Give the memory disks below a folder room, and let them be written to."""
+    for path in (folder, folder / "out"):
+        if path.is_mount():
+            subprocess.run(["mount", "-o", "remount,rw,size=1g", str(path)], check=True)
+    (folder / "out").mkdir(exist_ok=True)
+    (folder / "out").chmod(0o755)
+
+
+def remove(folder: Path) -> None:
+    """Remove a room, with its disks."""
+    for path in (folder / "out", folder):
+        if path.is_mount():
+            subprocess.run(["umount", str(path)], check=True)
+    shutil.rmtree(folder)
+
+
+def list_faults(files: int) -> Iterator[Fault]:
+    """List the faults; `files` is how many one subject's run leaves in the output and work directories."""
+    draw = random.Random(0)
+    for number in range(MOMENTS):
+        moment = round((number + draw.random()) * files / MOMENTS)
+        strike = partial(signal_at, moment, signal.SIGKILL)
+        yield Fault(f"kill -9 at file {moment} of {files}", strike, -9, "", ("01",), 1 + number % 2)
+    terminate = partial(signal_at, files // 2, signal.SIGTERM)
+    again = "the same command goes on from here"
+    failed = "sub-.*: FAILED: "
+    yield Fault("kill -9 of a worker", partial(kill_worker, files // 3), 1, f"{failed}.*killed")
+    yield Fault("SIGTERM", terminate, 143, f"mmln-bids: terminated; {again}")
+    yield Fault("disk full", partial(fill_disk, 2), 1, f"{failed}.*(No space|too large)")
+    yield Fault("output read-only", lock_output, 2, "mmln-bids: error: OUTPUT_DIR .* cannot be written to")
+    yield Fault("two runs at once", run_twice, 0, "2 of 2 images done")
+    yield Fault("memory limit", partial(limit_memory, files // 3), 1, f"{failed}.*[Mm]emory")
+
+
+def undergo(fault: Fault, root: Path, reference: dict[str, bytes]) -> tuple[list[str], bool]:
+    """Let a fault strike, run the same command again, and return a row of the table and whether all went well."""
+    room = Room(root / re.sub(r"\W+", "-", fault.name), root / "data")
+    wanted = {name: content for name, content in reference.items() if is_of(name, fault.subjects)}
+    runs = fault.strike(room, fault)
+    codes = [run.wait() for run in runs]
+    lines = [run.said() for run in runs]
+    troubles = [f"exit code {code}" for code in codes if code != fault.code]
+    troubles += [f"said: {line}" for line in lines if not re.match(fault.line, line)]
+    troubles += ["traceback" for run in runs if "Traceback" in run.log.read_text(errors="replace")]
+    troubles += [f"lives on: {run.members()}" for run in runs if not run.is_gone()]
+    mend(room.folder)
+    left = {name: content for name, content in room.read().items() if not name.endswith(".html")}
+    troubles += [f"damaged: {name}" for name, content in left.items() if content != wanted.get(name)]
+    dates = {name: (room.output / name).stat().st_mtime_ns for name in left}
+    again = fault.start(room)
+    code = again.wait()
+    troubles += [f"run again: exit code {code}, {again.said()}"] * (code != 0)
+    found = room.read()
+    unequal = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    troubles += [f"unequal: {name}" for name in unequal]
+    kept = sum((room.output / name).stat().st_mtime_ns == date for name, date in dates.items())
+    said = re.sub(r"/\S*/", "", lines[-1]) if fault.line else "-"
+    did = f"exit {code}: {kept} of {len(wanted)} files kept, the others made"
+    if not troubles:
+        remove(room.folder)
+    return [fault.name, str(codes[-1]), said, str(len(left)), did, "no" if unequal else "yes", *troubles], not troubles
+
+
+def is_of(name: str, subjects: Sequence[str]) -> bool:
+    """Tell whether an output belongs to some subjects, or to the dataset."""
+    found = re.match(r"sub-(\d+)", name)
+    return found is None or found[1] in subjects
+
+
+def watch(run: Run) -> dict[str, list[float]]:
+    """Sample memory, descriptors and processes of a run, twice a second, until it ends."""
+    samples: dict[str, list[float]] = {name: [] for name in TOLERANCE}
+    while run.process.poll() is None:
+        taken = []
+        for process in run.members():
+            with suppress(psutil.Error):
+                taken.append((process.memory_info().rss / 2**20, process.num_fds()))
+        for name, value in zip(TOLERANCE, (*np.sum(taken, axis=0), len(taken)), strict=True):
+            samples[name].append(value)
+        time.sleep(0.5)
+    return samples
+
+
+def run_undisturbed(room: Room) -> tuple[list[str], bool]:
+    """Run all subjects while watching, and return a row of the table and whether all went well."""
+    run = room.start(SUBJECTS)
+    samples = watch(run)
+    peaks = {name: [max(half) for half in np.array_split(values, 2)] for name, values in samples.items()}
+    troubles = [f"{name} grow" for name, (first, second) in peaks.items() if second > TOLERANCE[name] * first]
+    code = run.wait()
+    troubles += [f"exit code {code}"] * (code != 0) + ["lives on"] * (not run.is_gone())
+    told = "; ".join(f"{name} {first:.0f}, then {second:.0f}" for name, (first, second) in peaks.items())
+    row = [f"none: {len(SUBJECTS)} subjects, 2 processes", str(code), run.said(), "-", told, "-", *troubles]
+    return row, not troubles
+
+
+def make_data(folder: Path) -> None:
+    """Make the dataset, a template with labels, and weights."""
+    describe(folder / "raw")
+    (folder / "raw" / "README").write_text("Synthetic ellipsoids.\n")
+    for number, subject in enumerate(SUBJECTS):
+        write_image(make_brain(0.1 * number), folder / f"raw/sub-{subject}/anat/sub-{subject}_T1w.nii.gz")
+    template = make_brain()
+    labels = nb.Nifti1Image((template.get_fdata() > 300).astype(np.uint8), template.affine)
+    write_image(template, folder / "tpl-tiny_T1w.nii.gz")
+    write_image(labels, folder / "tpl-tiny_seg-core_dseg.nii.gz")
+    (folder / "tpl-tiny_seg-core_dseg.tsv").write_text("index\tname\n1\tCore\n")
+    torch.manual_seed(0)
+    save_model(MMLN(NetworkConfig(channels=2, slices=())), folder / "tiny.safetensors", {"name": "tiny"})
+    (folder / "start.py").write_text(START)
+
+
+def main() -> int:
+    """Print the table; return 1 if anything went otherwise than documented."""
+    root = Path(tempfile.mkdtemp(prefix="faults-"))
+    make_data(root / "data")
+    room = Room(root / "undisturbed", root / "data")
+    print("| Fault | Exit code | Last line | Files left | The same command again | Equal | Troubles |")
+    print("|---|---|---|---|---|---|---|")
+    row, is_well = run_undisturbed(room)
+    results = [is_well]
+    print(f"| {' | '.join(row)} |", flush=True)
+    reference = room.read()
+    files = room.count_files() // len(SUBJECTS)
+    with ThreadPoolExecutor(2) as pool:
+        for row, is_well in pool.map(partial(undergo, root=root, reference=reference), list_faults(files)):
+            print(f"| {' | '.join(row)} |", flush=True)
+            results.append(is_well)
+    if all(results):
+        shutil.rmtree(root)
+    else:
+        print(f"{results.count(False)} of {len(results)} failed; their folders are in {root}", file=sys.stderr)
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
