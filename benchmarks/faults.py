@@ -1,9 +1,10 @@
 """Disturb the BIDS App as machines do: what it says, what it leaves behind, and what the same command does next.
 
 One, two and twelve tiny subjects are registered undisturbed, while memory, descriptors and processes are watched:
-twelve need no more than two. Then each fault strikes a run of one or two of them, in folders of its own. It passes when the exit code and the last line are the
-documented ones, no process lives on, every file that was left is that of the undisturbed run, and the same command,
-run again, ends with 0 and makes all the files equal, byte for byte but for `TIMINGS`.
+twelve need no more than two. Then each fault strikes a run of one or two of them, in folders of its own. It passes
+when the exit code and the last line are the documented ones, no process lives on, every file that was left is that of
+the undisturbed run, and the same command, run again, ends with 0 and makes all the files equal, byte for byte but for
+`TIMINGS`.
 
 Run by `make test-faults`. Linux only; disks are filled and made read-only for root alone, others have stand-ins.
 """
