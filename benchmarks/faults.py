@@ -344,7 +344,7 @@ def run_undisturbed(room: Room, subjects: Sequence[str], most: Mapping[str, floa
     troubles = [f"exit code {code}"] * (code != 0) + ["lives on"] * (not run.is_gone())
     troubles += [f"{name} grow" for name in most if peaks[name] > TOLERANCE[name] * most[name]]
     told = ", ".join(f"{value:.0f} {name}" for name, value in peaks.items())
-    name = f"none, {len(subjects)} subjects: at most {told}"
+    name = f"none, {len(subjects)} in the run: at most {told}"
     return ([name, str(code), clean(run.said()), str(len(room.read())), "-", "-"], troubles), peaks
 
 
@@ -358,7 +358,7 @@ def make_data(folder: Path) -> None:
     describe(folder / "raw")
     (folder / "raw" / "README").write_text("Synthetic ellipsoids.\n")
     for number, subject in enumerate(SUBJECTS):
-        write_image(make_brain(0.1 * number), folder / f"raw/sub-{subject}/anat/sub-{subject}_T1w.nii.gz")
+        write_image(make_brain(0.05 * number), folder / f"raw/sub-{subject}/anat/sub-{subject}_T1w.nii.gz")
     template = make_brain()
     labels = nb.Nifti1Image((template.get_fdata() > 300).astype(np.uint8), template.affine)
     write_image(template, folder / "tpl-tiny_T1w.nii.gz")
