@@ -38,8 +38,7 @@ def work(argv):
     from nipype.interfaces.utility import Function
     from nipype.pipeline import engine as pe
     from mmln_pipeline.bids_app.invocation import Config
-    from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.execution import run_workflow
+    from mmln_pipeline.bids_app.execution import run_workflow
     folder = Path(argv[0])
     workflow = pe.Workflow(name="busy_wf", base_dir=str(folder / "work"))
     for number in range(2):
