@@ -84,9 +84,11 @@ def busy_run(tmp_path):
     """A run whose two workers are busy, each with a program that it started: the process, and the four others' ids."""
     process = start_program(tmp_path)
     files = [tmp_path / f"pids-{number}" for number in range(2)]
-    wait_until(lambda: all(file.exists() for file in files))
-    yield process, [int(pid) for file in files for pid in file.read_text().split()]
-    process.kill()
+    try:
+        wait_until(lambda: all(file.exists() for file in files))
+        yield process, [int(pid) for file in files for pid in file.read_text().split()]
+    finally:
+        process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
