@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all coverage docs lint format audit train-pack clean
+.PHONY: help install demo test test-all test-faults coverage docs lint format audit train-pack clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,13 +32,16 @@ demo: install  ## register a simulated subject with the BIDS App and print the r
 	$(BIN)/python -m mmln_pipeline.demo $(DEMO)
 
 # Small volumes gain nothing from many threads.
-test test-all coverage: export OMP_NUM_THREADS ?= 2
+test test-all test-faults coverage: export OMP_NUM_THREADS ?= 2
 
 test: install  ## run the tests and doctests, except the slow ones (real brains are used where they are found)
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: install  ## run every test, the slow ones included
 	$(BIN)/python -m pytest
+
+test-faults: install  ## kill, fill, lock and crowd the BIDS App, and print what came of it (minutes; Linux)
+	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 coverage: install  ## run the tests and say which lines they reach
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered

@@ -13,8 +13,8 @@ from mmln_pipeline.bids_app.filters import IMAGES, Filters
 from mmln_pipeline.bids_app.indexing import File, find_files
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.images.same_space import why_not_same_space
-from mmln_pipeline.images.volumes import UNREADABLE
 from mmln_pipeline.machine.files import why_unreadable
+from mmln_pipeline.machine.reading import UNREADABLE, advise, explain
 from mmln_pipeline.space.grids import in_mm
 
 NATIVE_SPACES = (None, "T1w", "orig")
@@ -244,7 +244,7 @@ def why_unusable(image: Path, companions: Mapping[str, Path | None]) -> str | No
             try:
                 images[path] = in_mm(nib.load(path))
             except UNREADABLE as error:
-                reason = f"cannot be read ({' '.join(str(error).split())}): restore the file"
+                reason = f"cannot be read ({explain(error)}): {advise(error)}"
         if reason is not None:
             return f"{name} {path.name}: {reason}"
     for kind, path in given.items():

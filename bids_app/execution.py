@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def run_workflow(
             gc.unfreeze()
             if isinstance(runner, WorkerPool):
                 runner.stop()
-    failures = _read_failures(sorted(set(crashes.glob("crash-*.txt")) - known), list(names))
+    new = sorted(set(crashes.glob("crash-*.txt")) - known)
+    failures = _read_failures(new, list(names), config.work_dir)
     if error is not None and not failures:
         failures = dict.fromkeys(names, Failure(find_cause("".join(format_exception(error)))))
     return {names[name]: failure for name, failure in failures.items()}
@@ -152,11 +154,13 @@ def _tell(advance, names: Mapping[str, str], started: set[str], node, status: st
     advance(f"{scan} {step}{' FAILED' if status == 'exception' else ''}".strip())
 
 
-def _read_failures(crash_files: Sequence[Path], names: Sequence[str]) -> dict[str, Failure]:
-    """Turn crash files into failures; the failure of a common node is that of every scan."""
+def _read_failures(crash_files: Sequence[Path], names: Sequence[str], work_dir: Path) -> dict[str, Failure]:
+    """Turn crash files into failures: a common node's is that of every scan, another run's that of none."""
     failures: dict[str, Failure] = {}
     for path in crash_files:
         crash = read_crash(path)
+        if crash.folder and not crash.folder.is_relative_to(os.path.abspath(work_dir)):
+            continue
         parts = crash.node.split(".")
         hit = [name for name in names if name in parts] or list(names)
         failures = dict.fromkeys(hit, Failure(crash.cause, path)) | failures

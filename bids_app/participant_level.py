@@ -16,8 +16,9 @@ from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
 from mmln_pipeline.bids_app.naming import name_apart
-from mmln_pipeline.bids_app.plugin_option import read_plugin
+from mmln_pipeline.bids_app.plugin_option import Plugin, read_plugin
 from mmln_pipeline.bids_app.template_option import drop_templates
+from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.reporting.record import read_records
 from mmln_pipeline.space.placement import find_placements
@@ -43,7 +44,7 @@ def run_participants(config: Config) -> int:
     Raises
     ------
     UsageError
-        The settings or the input are wrong; nothing was written.
+        The settings or the input are wrong, or another run uses the work directory; no result was written.
     """
     check_paths(config)
     check_output_dataset(config.output_dir)
@@ -60,7 +61,30 @@ def run_participants(config: Config) -> int:
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
     if config.reports_only:
         return finish(config, method, scans, {})
+    with sole_use(config.work_dir):
+        return register_scans(config, method, found, plugin)
 
+
+def register_scans(config: Config, method: Method, found: Found, plugin: Plugin | None) -> int:
+    """Register all scans and write everything.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    found : Found
+        The scans of the run, and what cannot be registered.
+    plugin : Plugin or None
+        Nipype's, in place of our choice.
+
+    Returns
+    -------
+    int
+        0: all done; 1: some failed.
+    """
+    scans = found.scans
     failures = {name: Failure(reason) for name, reason in found.failed.items()}
     sound = [scan for scan in scans if scan.stem not in failures]
     unbuilt: dict[str, Exception] = {}

@@ -127,10 +127,19 @@ def test_failures_are_told_by_scan(tmp_path):
     first, second = tmp_path / "crash-1.txt", tmp_path / "crash-2.txt"
     first.write_text(text)
     second.write_text("Node: mmln_wf.load_template\n\nBrokenProcessPool: a process died\n")
-    found = execution._read_failures([first], ["sub_01_wf", "sub_02_wf"])
+    found = execution._read_failures([first], ["sub_01_wf", "sub_02_wf"], tmp_path)
     assert {name: failure.cause for name, failure in found.items()} == {"sub_02_wf": "T1w x.nii: empty"}
-    found = execution._read_failures([second], ["sub_01_wf", "sub_02_wf"])
+    found = execution._read_failures([second], ["sub_01_wf", "sub_02_wf"], tmp_path)
     assert set(found) == {"sub_01_wf", "sub_02_wf"} and "killed" in found["sub_01_wf"].cause
+
+
+def test_failures_of_another_run_are_not_ours(tmp_path):
+    """Jobs may share the output directory, and with it the folder of crash files."""
+    crash = tmp_path / "crash-1.txt"
+    node = "mmln_wf.sub_05_wf.preproc_wf.bias"
+    crash.write_text(f"Node: {node}\nWorking directory: {tmp_path}/theirs/mmln_wf/bias\n\nValueError: x.nii: empty\n")
+    assert execution._read_failures([crash], ["sub_01_wf"], tmp_path / "ours") == {}
+    assert set(execution._read_failures([crash], ["sub_05_wf"], tmp_path / "theirs")) == {"sub_05_wf"}
 
 
 def test_nipype_never_calls_home(tmp_path):

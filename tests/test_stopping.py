@@ -11,8 +11,10 @@ import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
+from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.reporting.page import write_subject_report
 from mmln_pipeline.workflows import Scan
 
@@ -82,9 +84,11 @@ def busy_run(tmp_path):
     """A run whose two workers are busy, each with a program that it started: the process, and the four others' ids."""
     process = start_program(tmp_path)
     files = [tmp_path / f"pids-{number}" for number in range(2)]
-    wait_until(lambda: all(file.exists() for file in files))
-    yield process, [int(pid) for file in files for pid in file.read_text().split()]
-    process.kill()
+    try:
+        wait_until(lambda: all(file.exists() for file in files))
+        yield process, [int(pid) for file in files for pid in file.read_text().split()]
+    finally:
+        process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -122,6 +126,24 @@ def test_interrupt_while_workers_start(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "mmln-bids: interrupted; the same command goes on from here\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file locks of POSIX")
+def test_one_run_in_a_work_directory(tmp_path):
+    """A second run is refused before any work; the folder is free again once the first is gone, killed even."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom mmln_pipeline.bids_app.work_folder import sole_use\n"
+        "with sole_use(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    expected = f"another run is at work there .process {process.pid} on .*wait for its end"
+    with pytest.raises(UsageError, match=expected), sole_use(tmp_path):
+        pass
+    process.kill()
+    process.wait()
+    with sole_use(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()} "), sole_use(tmp_path):
+        pass
 
 
 def test_busy_main_thread_is_ended():

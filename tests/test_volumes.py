@@ -10,6 +10,7 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
+from mmln_pipeline.images import volumes
 from mmln_pipeline.images.volumes import (
     brain_mask,
     conform,
@@ -100,6 +101,16 @@ def test_missing_unreadable_and_foreign_files(tmp_path):
     (tmp_path / "a.png").touch()
     with pytest.raises(ValueError, match=r"expected one of \.nii, \.nii\.gz, \.mgz, found '\.png'"):
         load_image(tmp_path / "a.png")
+
+
+def test_short_memory_is_not_the_files_fault(tmp_path, rng, monkeypatch):
+    def read(path):
+        raise MemoryError
+
+    path = write(tmp_path / "a.nii.gz", rng.random((3, 4, 5)).astype(np.float32))
+    monkeypatch.setattr(volumes, "read_whole", read)
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: cannot be read \(MemoryError\); give the run more memory"):
+        load_image(path)
 
 
 def test_truncated_file(tmp_path, rng):

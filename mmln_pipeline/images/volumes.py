@@ -14,7 +14,7 @@ from nibabel.arrayproxy import ArrayProxy
 from scipy import ndimage
 
 from mmln_pipeline.machine.files import atomic_path, why_unreadable
-from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
+from mmln_pipeline.machine.reading import UNREADABLE, advise, explain, read_whole
 from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, affine_in_mm, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS
 from mmln_pipeline.space.itk import to_sitk_image
@@ -398,7 +398,7 @@ def _read(path: Path, name: str, decode: Callable[[ArrayProxy], np.ndarray]) -> 
         if data.dtype.kind in "iuf":
             return image, np.ascontiguousarray(data.astype(data.dtype.newbyteorder("="), copy=False))
     except UNREADABLE as error:
-        raise ValueError(f"{name} {path}: cannot be read ({explain(error)}); restore the file") from error
+        raise ValueError(f"{name} {path}: cannot be read ({explain(error)}); {advise(error)}") from error
     raise ValueError(f"{name} {path}: expected one number a voxel, found type {data.dtype}")
 
 

@@ -66,3 +66,8 @@ def _read_up_to(stream: Any, size: int) -> Iterator[bytes]:
 def explain(error: BaseException) -> str:
     """Return the cause of an error on one line; its kind where it says nothing (MemoryError)."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def advise(error: BaseException) -> str:
+    """Return what to do about a file that cannot be read: not every error is the file's fault."""
+    return "give the run more memory" if isinstance(error, MemoryError) else "restore the file"

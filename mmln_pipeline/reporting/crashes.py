@@ -19,6 +19,8 @@ class Crash:
     ----------
     node : str
         Full name of the node, empty where the file names none.
+    folder : Path or None
+        Where the node worked, None where the file does not say.
     cause : str
         Why it failed, one line.
     traceback : str
@@ -26,6 +28,7 @@ class Crash:
     """
 
     node: str
+    folder: Path | None
     cause: str
     traceback: str
 
@@ -49,8 +52,10 @@ def read_crash(path: str | Path) -> Crash:
     """
     text = Path(path).read_text(encoding="utf-8", errors="replace")
     node = re.match(r"Node: (\S+)", text)
+    place = re.search(r"^Working directory: (.+)$", text, re.MULTILINE)
+    folder = Path(place[1]) if place else None
     start = TRACEBACK.search(text)
-    return Crash(node[1] if node else "", find_cause(text), text[start.start() if start else 0 :].strip())
+    return Crash(node[1] if node else "", folder, find_cause(text), text[start.start() if start else 0 :].strip())
 
 
 def find_cause(text: str) -> str:

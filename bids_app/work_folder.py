@@ -1,0 +1,54 @@
+"""The work directory: one run at a time, since Nipype empties a step's folder before it begins it."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmln_pipeline.bids_app.arguments import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".mmln-bids.lock"
+"""File whose lock the system takes back when its holder ends, however that happens; it says who held it last."""
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a work directory.
+
+    Two runs in one folder delete what the other one computes in, and torch (MKL) ends a process whose folder is gone.
+    File systems that know no locks are used without.
+
+    Parameters
+    ----------
+    folder : Path
+        The work directory, made if absent.
+
+    Raises
+    ------
+    UsageError
+        Another run is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = f" ({text})" if (text := " ".join(file.read().split())) else ""
+            raise UsageError(
+                f"--work-dir {folder}: another run is at work there{holder}: wait for its end, or choose another folder"
+            ) from None
+        except OSError:
+            pass
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
