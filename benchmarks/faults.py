@@ -39,16 +39,6 @@ from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.weights import save_model
 
-START = f"""
-import sys
-from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.images import volumes
-
-volumes.GRID_SHAPE = {SHAPE}
-if __name__ == "__main__":
-    sys.exit(main())
-"""
-"""How the App is started, with a grid as small as the images; workers import it too."""
 Result = tuple[list[str], list[str]]
 """A row of the table, and what went wrong."""
 SUBJECTS = [f"{number:02d}" for number in range(1, 13)]
@@ -99,7 +89,7 @@ class Room:
         options += ["--init", "identity"]  # seconds less; the steps are the same
         options += ["--nprocs", nprocs, "--omp-nthreads", "1", "--participant-label", *subjects]
         folders = [self.data / "raw", self.output, "participant", "-w", self.folder / "work"]
-        return Run(self, [sys.executable, self.data / "start.py", *folders, *options])
+        return Run(self, [sys.executable, "-m", "mmln_pipeline.bids_app", *folders, *options])
 
     def count_files(self) -> int:
         """Count what is in the output and work directories: how far a run has come."""
@@ -365,8 +355,7 @@ def make_data(folder: Path) -> None:
     write_image(labels, folder / "tpl-tiny_seg-core_dseg.nii.gz")
     (folder / "tpl-tiny_seg-core_dseg.tsv").write_text("index\tname\n1\tCore\n")
     torch.manual_seed(0)
-    save_model(MMLN(NetworkConfig(channels=2, slices=())), folder / "tiny.safetensors", {"name": "tiny"})
-    (folder / "start.py").write_text(START)
+    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SHAPE)), folder / "tiny.safetensors", {"name": "tiny"})
 
 
 def report(result: Result) -> bool:
