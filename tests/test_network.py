@@ -235,6 +235,7 @@ def test_every_run_of_a_cycle_can_be_trained(pair, run, finest_field):
         for earlier in CYCLE[:run]:
             before = model.run_level(earlier, *pairs[earlier], before)
     objective = RunObjective(model, config)
+    assert len(objective.parcels) == 98
     objective.parcels = [(154,)]  # the only one here, so it is drawn
     maps = objective.maps(*pair, (labels, labels.roll(1, 2)), np.random.default_rng(0))
     losses, _ = objective(*pairs[level], level, before, window, maps[level])
