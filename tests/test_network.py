@@ -68,6 +68,13 @@ def test_exchanging_the_images_turns_a_symmetric_levels_velocity_round(pair, sym
     assert torch.allclose(there, -back, atol=1e-6) is turns
 
 
+def test_a_symmetric_level_answers_with_half_the_difference(pair):
+    with torch.no_grad():
+        plain = [tiny().run_level(1, *images).residual for images in (pair, pair[::-1])]
+        answer = tiny(symmetric=(1,)).run_level(1, *pair).residual
+    torch.testing.assert_close(answer, (plain[0] - plain[1]) / 2)
+
+
 def test_symmetric_levels_keep_the_pairs_of_a_batch_apart(pair):
     model = tiny(symmetric=(1, 2, 3), schedule=CYCLE)
     with torch.no_grad():
@@ -212,6 +219,30 @@ def test_the_objective_trains_its_level_and_whatever_gave_it_its_start(pair, lev
         losses["loss"].backward()
         assert grown(model) == ({level} if frozen else set(range(1, level + 1)))
         assert losses["branch"] > 0 and losses["dice"] == 0
+
+
+@pytest.mark.parametrize(("weight", "its_level"), [("alpha", 1), ("beta", 2), ("theta", 3)])
+def test_each_branch_has_its_level_and_weight(pair, weight, its_level):
+    model, branches = tiny(), []
+    for size in (0.5, 1.0):
+        loss = LossConfig(core=(8, 12, 12), **{"alpha": 0, "beta": 0, "theta": 0} | {weight: size})
+        config = TrainConfig("tiny", network=model.config, loss=loss, stages=(StageConfig(levels=(1,), steps=1),))
+        before, objective, pairs = None, RunObjective(model, config), model.pyramid(*pair)
+        for level in (1, 2, 3):
+            with torch.no_grad():
+                losses, before = objective(*pairs[level], level, before)
+            branches.append((level, float(losses["branch"])))
+    found = {level: [value for other, value in branches if other == level] for level in (1, 2, 3)}
+    assert 0 < 2 * found[its_level][0] == pytest.approx(found[its_level][1])
+    assert all(values == [0, 0] for level, values in found.items() if level != its_level)
+
+
+def test_what_wants_labels_waits_for_them(pair):
+    loss = LossConfig(tissue=1.0, dice=1.0, cortex=1.0)
+    model = tiny()
+    config = TrainConfig("tiny", network=model.config, loss=loss, stages=(StageConfig(levels=(1,), steps=1),))
+    maps = RunObjective(model, config).maps(*pair, None, np.random.default_rng(0))
+    assert [set(maps[level]) for level in (1, 2, 3)] == [{"tissue"}] * 3
 
 
 @pytest.mark.parametrize("finest_field", ["full", "half"])
