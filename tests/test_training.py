@@ -17,7 +17,7 @@ from mmln_pipeline.atlas.labels import structures28
 from mmln_pipeline.fields.warping import warp
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
-from mmln_pipeline.training import pack, train, validation
+from mmln_pipeline.training import loop, pack, train, validation
 from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config
 from mmln_pipeline.training.data import draw_pair, load_pack, validation_pairs
@@ -344,7 +344,15 @@ def test_a_run_killed_between_checkpoints_repeats_its_steps_once(project):
 def test_a_stage_that_does_not_help_is_dropped_by_name(project, monkeypatch, capsys):
     ranks = iter([0.1, 0.5, 0.6, 0.3, 0.4, 0.7, 0.7])  # before, two a stage for two stages, of the third
     monkeypatch.setattr(validation, "validate", lambda *_: {"dice": next(ranks), "sdlogj": 0.0})
+    verdicts, write = [], loop.save_card
+
+    def save_card(model, path, card):
+        verdicts.append([stage["verdict"] for stage in card["training"]["stages"]])
+        write(model, path, card)
+
+    monkeypatch.setattr(loop, "save_card", save_card)
     weights = train(project, device="cpu")
+    assert verdicts == [["kept", "to come", "to come"], ["kept", "dropped", "to come"], ["kept", "dropped", "kept"]]
     said = capsys.readouterr().out
     assert "weights are chosen by mean Dice (structures28:neuromorphometrics) on validation pairs" in said
     assert "before training: dice 0.1000" in said
