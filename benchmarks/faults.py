@@ -279,8 +279,7 @@ def list_faults(files: int) -> Iterator[Fault]:
     yield Fault("disk full", partial(fill_disk, 2), (1,), f"{failed}.*(No space|too large)")
     yield Fault("output read-only", lock_output, (2,), "mmln-bids: error: OUTPUT_DIR .* cannot be written to")
     yield Fault("two runs at once", run_twice, (0, 2), f"2 of 2 images done|{busy}")
-    # The cause is in the words of whoever was refused memory: Python, oneDNN, the loader of libraries.
-    yield Fault("memory limit", partial(limit_memory, files // 3), (1,), failed)
+    yield Fault("memory limit", partial(limit_memory, files // 3), (1,), f"{failed}.*(memory ran short|killed)")
 
 
 def undergo(fault: Fault, root: Path, references: Mapping[tuple[str, ...], dict[str, bytes]]) -> Result:

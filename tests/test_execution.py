@@ -16,6 +16,7 @@ from mmln_pipeline.bids_app import execution
 from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.plugin_option import Plugin
+from mmln_pipeline.reporting.crashes import find_cause
 
 
 def identify():
@@ -147,3 +148,21 @@ def test_nipype_never_calls_home(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
     execution.configure_nipype(Config(tmp_path, tmp_path / "out"))
     assert logging.getLogger("nipype.workflow").level == logging.CRITICAL
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "MemoryError",
+        "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 26.2 MiB for an array with shape (160, 192, 224)",
+        "RuntimeError: could not create a primitive",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "ImportError: libscipy.so: failed to map segment from shared object",
+        "OSError: [Errno 12] Cannot allocate memory",
+    ],
+)
+def test_short_memory_is_told_in_the_same_words(error):
+    cause = find_cause(f"Traceback (most recent call last):\n  File 'x', line 1\n{error}\n")
+    assert cause.startswith("memory ran short: fewer --nprocs, or --low-mem (")
+    assert error.split(": ")[-1][:20] in cause

@@ -9,6 +9,12 @@ from pathlib import Path
 CAUSE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Pool))(?:: (.*))?$")
 TRACEBACK = re.compile(r"^(?:Traceback \(most recent call last\):|concurrent\.futures\.)", re.MULTILINE)
 """Where the traceback begins; that of a worker process that was killed has no first line."""
+REFUSED = re.compile(
+    r"MemoryError|OutOfMemoryError|[Oo]ut of memory|bad_alloc|an't allocate memory|annot allocate memory"
+    r"|could not create a (?:primitive|memory object)|failed to map segment|unable to mmap"
+)
+"""What Python, C++, the system, torch, oneDNN and the loader of libraries say where memory is refused."""
+FIX_MEMORY = "fewer --nprocs, or --low-mem"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ def find_cause(text: str) -> str:
         return "unknown error: see the crash file"
     name, message = found[-1].groups()
     if name == "BrokenProcessPool":
-        return "a worker process was killed, most likely for lack of memory: fewer --nprocs, or --low-mem"
+        return f"a worker process was killed, most likely for lack of memory: {FIX_MEMORY}"
+    if REFUSED.search(found[-1][0]):
+        return f"memory ran short: {FIX_MEMORY} ({name}{f': {message}' if message else ''})"
     if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:
         return message
     return f"{name}: {message}" if message else name
