@@ -1,9 +1,10 @@
 """Package metadata: three source folders, installed as the one import package ``mmln_pipeline``."""
 
+import platform
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -44,6 +45,23 @@ TEST = [
 ]
 DOCS = ["furo>=2025.7", "myst-parser>=4", "pygraphviz>=2", "sphinx>=8", "sphinx-argparse-cli>=1.19"]
 
+# Libraries that the package opens by ctypes. Without a compiler it is built without them, and runs slower.
+# Not -ffast-math: linked with it, a library makes the whole process round small numbers to zero.
+SOURCES = ["mmln_pipeline/fields/kernels.c", "mmln_pipeline/network/convolution.c"]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-Wno-psabi"]
+
+
+def list_libraries():
+    """Return the library for any CPU of the machine's kind and, for x86-64, that for CPUs with AVX2."""
+    targets = {"_native": []}
+    if platform.machine() in ("x86_64", "AMD64"):
+        targets["_native_avx2"] = ["-march=haswell"]
+    return [
+        Extension(f"mmln_pipeline.machine.{name}", SOURCES, extra_compile_args=[*FLAGS, *more], optional=True)
+        for name, more in targets.items()
+    ]
+
+
 setup(
     name="mmln-pipeline",
     version=read_version(),
@@ -61,6 +79,7 @@ setup(
     keywords=["BIDS", "MRI", "brain", "deformable registration", "deep learning", "Nipype"],
     packages=list_packages(),
     package_dir=FOLDERS,
+    ext_modules=list_libraries(),
     package_data={
         "mmln_pipeline": [
             "py.typed",

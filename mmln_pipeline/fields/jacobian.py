@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmln_pipeline.fields import kernels
 from mmln_pipeline.fields.warping import voxel_grid
 
 _BLOCK_PLANES, _BLOCK_CELLS = 4, 2**14
@@ -97,7 +98,10 @@ def cell_volumes(displacement: Tensor) -> tuple[Tensor, Tensor]:
         Volume of the cell's smallest tetrahedron relative to its volume before: the least of the ten determinants
         that finite differences give; the cell is fold-free when it is positive.
     """
-    position = displacement.float() + voxel_grid(displacement.shape[2:], displacement.device)
+    displacement = displacement.float()
+    if kernels.are_usable(displacement):
+        return kernels.cell_volumes(displacement)
+    position = displacement + voxel_grid(displacement.shape[2:], displacement.device)
     planes, rows = position.shape[2] - 1, position.shape[3] - 1
     depth, height = planes, rows
     if position.device.type == "cpu":

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmln_pipeline.fields import kernels
+
 
 def halve_shape(shape: Sequence[int]) -> tuple[int, ...]:
     """Return the size of the grid of half a grid's size."""
@@ -112,6 +114,9 @@ def smooth(field: Tensor, sigma: float, half_width: int | None = None) -> Tensor
     offset = torch.arange(-reach, reach + 1, device=field.device)
     kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
     kernel = kernel / kernel.sum()
+    if kernels.are_usable(field) and not field.requires_grad:
+        filtered = kernels.filter_symmetric(field.flatten(0, 1), [reach] * 3, kernel[reach:], repeat=True)
+        return filtered.unflatten(0, field.shape[:2])
     channels = field.flatten(0, 1)[:, None]
     for axis in range(3):
         width, pad = [1, 1, 1], [0] * 6

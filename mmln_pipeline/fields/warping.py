@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmln_pipeline.fields import kernels
+
 
 def voxel_grid(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Return the voxel coordinates of a grid.
@@ -61,14 +63,17 @@ def warp(
     Tensor, shape (B, C, i, j, k)
         ``image(spacing x + origin + u(x))``, float32.
     """
+    image, displacement = image.float(), displacement.float()
+    if mode == "bilinear" and len(image) == len(displacement) and kernels.are_usable(image, displacement):
+        return kernels.sample(image, displacement, origin, spacing)
     components: list[Tensor] = []
-    for n, first, offset in zip(image.shape[2:], origin, displacement.float().unbind(1), strict=True):
+    for n, first, offset in zip(image.shape[2:], origin, displacement.unbind(1), strict=True):
         axis, scale = len(components), 2.0 / max(n - 1, 1)
         place = torch.arange(offset.shape[1 + axis], dtype=torch.float32, device=offset.device) * spacing + first
         place = (place * scale - 1.0).view([-1 if a == axis else 1 for a in range(3)])
         components.append(torch.add(place, offset, alpha=scale))
     normalized = torch.stack(components[::-1], -1)  # grid_sample wants the last axis first
-    return _grid_sample(image.float(), normalized, mode)
+    return _grid_sample(image, normalized, mode)
 
 
 def warp_corners(image: Tensor, displacement: Tensor, corners: Sequence[int]) -> Tensor:
@@ -87,6 +92,8 @@ def warp_corners(image: Tensor, displacement: Tensor, corners: Sequence[int]) ->
     Tensor, shape (1, len(corners), ceil(I/2), ceil(J/2), ceil(K/2))
         ``fold(warp(image, resize_field(displacement, (I, J, K))))[:, corners]``, for a fraction of the work.
     """
+    if kernels.are_usable(image, displacement):
+        return kernels.sample_corners(image, displacement, corners)
     planes = [_quarter(2 * displacement, 2, side) for side in (0, 1)]
     lines = [_quarter(plane, 3, side) for plane in planes for side in (0, 1)]
     samples = []

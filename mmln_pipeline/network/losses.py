@@ -10,12 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmln_pipeline.fields import kernels
 from mmln_pipeline.fields.jacobian import determinant, gradient
 
 SIMILARITIES = ("global", "local", "local+global")
 FLAT = 1e-7
 """Product of two window variances under which a window counts as flat: images in [0, 1] stored in 8 bits have
 noise of variance 1e-6, so background scores 0 and cannot explode."""
+SMALLEST_VOLUME = 0.01
+"""Smaller Jacobians, folds too, count as this in the logarithm."""
 
 
 def global_correlation_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -90,6 +93,9 @@ def local_correlation_loss(
     """
     windows = (window,) if isinstance(window, int) else tuple(window)
     strides = [_stride(w) for w in windows]
+    fixed, moved = fixed.float(), moved.float()
+    if weight is None and set(strides) == {1} and kernels.are_usable(fixed, moved) and not fixed.requires_grad:
+        return 1 - kernels.local_correlation(fixed, moved, windows, FLAT)
     moments = _moments(fixed, moved, weight)
     pooled = {stride: _pooled(moments, stride) for stride in set(strides)}  # the costly part, shared by windows
     scores = (_correlation(pooled[s], w // s) for w, s in zip(windows, strides, strict=True))
@@ -178,6 +184,9 @@ def similarity_loss(
     if kind == "local":
         return local_correlation_loss(fixed, moved, window, weight)
     if kind == "local+global":
+        if weight is None and kernels.are_usable(fixed, moved) and not fixed.requires_grad:
+            local = local_correlation_loss(fixed, moved, window)
+            return local + share * (1 - kernels.global_correlation(fixed, moved, either=True))
         either = (fixed > 0) | (moved.detach() > 0)
         brain = either if weight is None else either * weight
         local = local_correlation_loss(fixed, moved, window, weight)
@@ -219,7 +228,10 @@ def smoothness_loss(velocity: Tensor) -> Tensor:
     ----------
     Paper eq. 5, without its factor ``k / 2**(L - p)``, which :func:`level_loss` applies.
     """
-    return gradient(velocity.float()).square().sum(dim=(1, 2)).mean()
+    velocity = velocity.float()
+    if kernels.are_usable(velocity):
+        return kernels.roughness(velocity) / (velocity.numel() / velocity.shape[1])
+    return gradient(velocity).square().sum(dim=(1, 2)).mean()
 
 
 def volume_loss(displacement: Tensor) -> Tensor:
@@ -242,9 +254,12 @@ def volume_loss(displacement: Tensor) -> Tensor:
     Leow et al., Statistical properties of Jacobian maps, IEEE TMI 2007 (the penalty on log J of both directions);
     Burger, Modersitzki and Ruthotto, A hyperelastic regularization energy, SIAM J. Sci. Comput. 2013.
     """
-    along = gradient(displacement.float()) + torch.eye(3, device=displacement.device).view(1, 3, 3, 1, 1, 1)
+    displacement = displacement.float()
+    if kernels.are_usable(displacement):
+        return kernels.log_volumes(displacement, SMALLEST_VOLUME) / (displacement.numel() / 3)
+    along = gradient(displacement) + torch.eye(3, device=displacement.device).view(1, 3, 3, 1, 1, 1)
     rows = [row.unbind(1) for row in along.unbind(1)]
-    return determinant(*rows).clamp(min=0.01).log().square().mean()
+    return determinant(*rows).clamp(min=SMALLEST_VOLUME).log().square().mean()
 
 
 def soft_dice_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -> Tensor:

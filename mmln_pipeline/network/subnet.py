@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mmln_pipeline.fields.scales import resize_image
 from mmln_pipeline.fields.windows import crop
+from mmln_pipeline.network.convolution import Convolution
 
 
 class Subnet(nn.Module):
@@ -28,7 +29,7 @@ class Subnet(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, velocity_range: float, dims: int = 3, stride: int = 2) -> None:
         super().__init__()
-        conv = nn.Conv3d if dims == 3 else nn.Conv2d
+        conv = Convolution if dims == 3 else nn.Conv2d
         up = nn.ConvTranspose3d if dims == 3 else nn.ConvTranspose2d
         self.dims = dims
         self.velocity_range = velocity_range
