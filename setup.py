@@ -96,6 +96,7 @@ setup(
         "bids-validator>=1.13",
         "dacite>=1.8",
         "h5py>=3.8",
+        "isal>=1.6",
         "jinja2>=3",
         "markdown-it-py>=3",
         "markupsafe>=2",

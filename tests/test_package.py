@@ -63,11 +63,17 @@ def test_wheel_has_every_data_file(members):
         f"{package}/{path.relative_to(ROOT / folder).as_posix()}"
         for folder, package in FOLDERS.items()
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and path.suffix not in {".py", ".pyc"}
+        if path.is_file() and path.suffix not in {".py", ".pyc", ".c"}
     }
     assert {"mmln_pipeline/weights/mmln.safetensors", "mmln_pipeline/weights/mmln.json"} <= data
     assert "mmln_pipeline/atlas/tables/structures28.tsv" in data
     assert data - members == set()
+
+
+def test_wheel_has_the_compiled_passes(members):
+    if shutil.which("cc") is None and shutil.which("gcc") is None:
+        pytest.skip("no compiler here: the package is built without them")
+    assert any(re.fullmatch(r"mmln_pipeline/machine/_native\..*", name) for name in members)
 
 
 def test_wheel_carries_the_licence_and_the_commands(wheel, members):

@@ -86,7 +86,7 @@ def log_volumes(displacement: Tensor, lowest: float) -> Tensor:
 
 
 def cell_volumes(displacement: Tensor) -> tuple[Tensor, Tensor]:
-    """Return every cell's inverted volume and smallest determinant; see :func:`mmln_pipeline.fields.jacobian.cell_volumes`.
+    """Return every cell's inverted volume and smallest determinant, as `fields.jacobian.cell_volumes` does.
 
     Parameters
     ----------
@@ -208,7 +208,9 @@ class _SampleCorners(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor, None]:
         image, displacement = ctx.saved_tensors
         u_slope = torch.zeros_like(displacement)
-        native.call("sample_corners_slope", u_slope.shape[2], image, *ctx.arguments, slope.contiguous(), scattered=u_slope)
+        native.call(
+            "sample_corners_slope", u_slope.shape[2], image, *ctx.arguments, slope.contiguous(), scattered=u_slope
+        )
         return None, u_slope, None
 
 
@@ -249,7 +251,9 @@ class _GlobalCorrelation(torch.autograd.Function):
             product = max((mean_aa - mean_a**2) * var_b, 1e-12)
             covariance, scale = mean_ab - mean_a * mean_b, product**-0.5
             by_b = -covariance * scale / var_b if product > 1e-12 else 0.0
-            factors = (share / (max(count, 1.0) * len(fixed)) for share in (scale, by_b, -scale * mean_a - by_b * mean_b))
+            factors = (
+                share / (max(count, 1.0) * len(fixed)) for share in (scale, by_b, -scale * mean_a - by_b * mean_b)
+            )
             native.call("correlation_slope", planes, a, b, size, int(either), *factors, row)
             scores.append(covariance * scale)
         ctx.save_for_backward(slope)

@@ -124,3 +124,26 @@ def smooth(field: Tensor, sigma: float, half_width: int | None = None) -> Tensor
         pad[4 - 2 * axis] = pad[5 - 2 * axis] = reach
         channels = F.conv3d(F.pad(channels, pad, mode="replicate"), kernel.view(1, 1, *width))
     return channels[:, 0].unflatten(0, field.shape[:2])
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """Grow a mask by a cube.
+
+    Parameters
+    ----------
+    mask : Tensor, shape (1, 1, I, J, K)
+        1 inside, 0 outside.
+    radius : int
+        Voxels to either side.
+
+    Returns
+    -------
+    Tensor, shape (1, 1, I, J, K)
+    """
+    if kernels.are_usable(mask):
+        return (kernels.filter_symmetric(mask[0], [radius] * 3, mask.new_ones(radius + 1)) > 0).float()[None]
+    for axis in range(3):  # a box is separable
+        width, pad = [1, 1, 1], [0, 0, 0]
+        width[axis], pad[axis] = 2 * radius + 1, radius
+        mask = F.max_pool3d(mask, width, stride=1, padding=pad)
+    return mask

@@ -18,7 +18,7 @@ from scipy.ndimage import find_objects, label
 from torch import Tensor
 
 from mmln_pipeline.fields.jacobian import cell_volumes
-from mmln_pipeline.fields.scales import smooth
+from mmln_pipeline.fields.scales import dilate, smooth
 from mmln_pipeline.fields.windows import Window, crop
 
 FLOOR = 0.002
@@ -115,7 +115,7 @@ def enforce(displacement: Tensor, max_rounds: int = MAX_ROUNDS) -> Repair:
         reached=after[0] == 0,
         rounds=rounds,
         cells_repaired=cells,
-        largest_change_voxels=float((result - displacement).norm(dim=1).max()) if rounds else 0.0,
+        largest_change_voxels=float((result - displacement).square().sum(1).max().sqrt()) if rounds else 0.0,
         ndv_percent_before=before[0],
         ndv_percent=after[0],
         min_jacobian_before=before[1],
@@ -164,9 +164,5 @@ def _smooth(part: Tensor, smallest: Tensor, window: Window, number: int) -> None
     folds = F.pad(_folds(smallest[(slice(None), *cells)])[None, None].float(), [0, 1] * 3)
     corners = F.max_pool3d(F.pad(folds, [1, 0] * 3), 2, stride=1)  # a cell's eight voxels
     radius, sigma = _radius(number), _sigma(number)
-    for axis in range(3):  # a box is separable
-        width, pad = [1, 1, 1], [0, 0, 0]
-        width[axis], pad[axis] = 2 * radius + 1, radius
-        corners = F.max_pool3d(corners, width, stride=1, padding=pad)
-    weight = smooth(corners, radius / 2, radius)
+    weight = smooth(dilate(corners, radius), radius / 2, radius)
     part += weight * (smooth(part, sigma) - part)

@@ -13,8 +13,9 @@ from nibabel import Nifti1Image
 from nibabel.arrayproxy import ArrayProxy
 from scipy import ndimage
 
-from mmln_pipeline.machine.files import atomic_path, why_unreadable
+from mmln_pipeline.machine.files import why_unreadable
 from mmln_pipeline.machine.reading import UNREADABLE, advise, explain, read_whole
+from mmln_pipeline.machine.writing import write_whole
 from mmln_pipeline.space.grids import GRID_AXES, GRID_SHAPE, Grid, affine_in_mm, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS
 from mmln_pipeline.space.itk import to_sitk_image
@@ -146,9 +147,7 @@ def save_image(image: Nifti1Image, path: str | os.PathLike[str]) -> Path:
     """
     if not os.fspath(path).endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: an image needs the suffix .nii or .nii.gz")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
-    return Path(path)
+    return write_whole(image, path)
 
 
 def brain_mask(image: Nifti1Image) -> Nifti1Image:

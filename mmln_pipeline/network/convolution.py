@@ -49,7 +49,7 @@ class Convolution(nn.Conv3d):
         return (
             not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(image.device.type)
-            and FEWEST_CHANNELS <= min(self.in_channels, self.out_channels)
+            and min(self.in_channels, self.out_channels) >= FEWEST_CHANNELS
             and max(self.in_channels, self.out_channels) <= MOST_CHANNELS
             and self.stride == (1, 1, 1)
             and native.is_usable(image, self.weight)

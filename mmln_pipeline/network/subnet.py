@@ -78,5 +78,5 @@ class Subnet(nn.Module):
         y = crop(y, tuple(slice(0, n) for n in skip.shape[2:]))  # at an odd size the transposed convolution adds one
         features = F.leaky_relu(self.decode(torch.cat([y, skip], dim=1)), 0.2)
         with torch.autocast(x.device.type, enabled=False):
-            velocity = self.velocity_range * F.softsign(self.head(features.float()))
+            velocity = self.velocity_range * F.softsign(self.head(features.float())).contiguous()
         return velocity, features

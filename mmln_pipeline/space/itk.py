@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
-import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from nibabel import Nifti1Image
@@ -21,6 +20,7 @@ from scipy.io.matlab import MatReadError
 
 from mmln_pipeline.machine.files import atomic_path
 from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
+from mmln_pipeline.machine.writing import shuffle_and_deflate, write_whole
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, affine_in_mm, check_affine, new_image
 
@@ -160,9 +160,7 @@ def save_displacement(field: DisplacementField, path: str | os.PathLike[str]) ->
         raise ValueError(f"{path}: a displacement field needs the suffix .nii or .nii.gz")
     image = new_image(itk_points(field.offsets_mm)[..., None, :], field.grid)
     image.header.set_intent("vector")
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)
-    return Path(path)
+    return write_whole(image, path)
 
 
 def save_affine(matrix: np.ndarray, path: str | os.PathLike[str]) -> Path:
@@ -276,4 +274,14 @@ def _write_field(group: h5py.Group, field: DisplacementField) -> None:
     values = np.round(values * np.float32(_FILE_STEPS_PER_MM)) / np.float32(_FILE_STEPS_PER_MM)
     group["TransformType"] = _h5_text("DisplacementFieldTransform_double_3_3")
     group["TransformFixedParameters"] = np.array([*grid.shape, *origin, *spacing, *direction], dtype=np.float64)
-    group.create_dataset("TransformParameters", data=values.ravel(), chunks=(min(_CHUNK, values.size),), **_GZIP)
+    _write_compressed(group, "TransformParameters", values.ravel())
+
+
+def _write_compressed(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """Write numbers chunk by chunk, compressed by a faster library than HDF5's, for HDF5's filters to undo."""
+    chunk = min(_CHUNK, values.size)
+    dataset = group.create_dataset(name, values.shape, values.dtype, chunks=(chunk,), **_GZIP)
+    for start in range(0, values.size, chunk):
+        part = values[start : start + chunk]
+        part = np.pad(part, (0, chunk - part.size))  # a chunk is whole on disk
+        dataset.id.write_direct_chunk((start,), shuffle_and_deflate(part))
