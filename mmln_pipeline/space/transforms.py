@@ -22,12 +22,15 @@ from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
 from mmln_pipeline.space.placement import warn_of_placement
+from mmln_pipeline.space.sampling import sample_labels
 
-_SITK = (sitk.sitkLinear, sitk.sitkNearestNeighbor, sitk.sitkLanczosWindowedSinc, sitk.sitkLabelLinear)
-INTERPOLATORS = dict(zip(INTERPOLATIONS, _SITK, strict=True))
-"""SimpleITK's interpolators by name."""
-# Beyond these ITK, which computes in double precision, and its labels' interpolator, changes whole numbers.
-_EXACT = dict(zip(FOR_LABELS, (2**53, 2**24), strict=True))
+INTERPOLATORS = {
+    "linear": sitk.sitkLinear,
+    "nearest": sitk.sitkNearestNeighbor,
+    "lanczos": sitk.sitkLanczosWindowedSinc,
+}
+"""SimpleITK's interpolators by name; labels have one of their own (`mmln_pipeline.space.sampling`)."""
+_EXACT = 2**53  # beyond it ITK, which computes in double precision, changes whole numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,28 +105,28 @@ class Transform:
         ValueError
             If the interpolation is unknown or the image not 3-D.
         """
-        if interpolation not in INTERPOLATORS:
-            known = ", ".join(INTERPOLATORS)
+        if interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
             raise ValueError(f"interpolation: expected one of {known}; found {interpolation!r}")
         data = np.asanyarray(image.dataobj)
         if data.ndim != 3:
             raise ValueError(f"image to resample: expected 3-D, found shape {data.shape}")
         native = data.dtype.newbyteorder("=")
         grid = Grid.of(reference)
-        if interpolation not in _EXACT:
+        if interpolation not in FOR_LABELS:
             return new_image(
                 self._sample(data.astype(np.float32, copy=False), image.affine, grid, interpolation, default), reference
             )
-        # SimpleITK has no interpolator of labels for every pixel type, so that float32 carries them there.
-        dtype = native if interpolation == "nearest" else np.float32
-        limit = _EXACT[interpolation]
-        if data.size and (data.max() > limit or data.min() < -limit):
+        if interpolation == "label":
+            labels = data.astype(native, copy=False)
+            return new_image(sample_labels(self.to_sitk(), grid, labels, Grid.of(image), default), reference)
+        if data.size and (data.max() > _EXACT or data.min() < -_EXACT):
             numbers, codes = number_consecutively(data.astype(native, copy=False), default)
             outside = float(np.searchsorted(numbers, native.type(default)))
             sampled = self._sample(codes.astype(np.float32), image.affine, grid, interpolation, outside)
             return new_image(numbers[sampled.astype(np.int64)], reference)
-        sampled = self._sample(data.astype(dtype, copy=False), image.affine, grid, interpolation, default)
-        return new_image(sampled.astype(native, copy=False), reference)
+        sampled = self._sample(data.astype(native, copy=False), image.affine, grid, interpolation, default)
+        return new_image(sampled, reference)
 
     def _sample(
         self, data: np.ndarray, affine: np.ndarray, grid: Grid, interpolation: str, default: float
