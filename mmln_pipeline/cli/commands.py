@@ -12,8 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-IMAGE_SUFFIXES = (".nii", ".nii.gz")
-
 
 def run_register(options: argparse.Namespace) -> None:
     """Register a pair and write the results."""
@@ -44,44 +42,6 @@ def run_register(options: argparse.Namespace) -> None:
     seconds, device = json.loads(paths["metrics"].read_text())["seconds"], result.metrics["device"]
     print(f"Time       {seconds['total']:.1f} s (network {seconds['network']:.1f} s) on {device}")
     print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
-
-
-def run_apply(options: argparse.Namespace) -> None:
-    """Resample an image through a transform onto a reference grid."""
-    from mmln_pipeline.images import volumes
-    from mmln_pipeline.space.interpolation import FOR_LABELS
-    from mmln_pipeline.space.transforms import read_transform
-
-    output = _check_output_file(options.output, IMAGE_SUFFIXES, "--output")
-    for name in ("input", "reference", "transform"):
-        given = Path(getattr(options, name))
-        if output.exists() and given.exists() and output.samefile(given):
-            raise ValueError(f"--output: '{output}' is the {name} itself; give another name.")
-    if options.interpolation == "label":
-        image = volumes.load_labels(options.input, name="input image")
-    else:  # nearest may be asked for labels as well: whatever it picks stays as it is
-        image = volumes.load_image(options.input, name="input image", exact=options.interpolation == "nearest")
-    if options.interpolation not in FOR_LABELS and _looks_like_labels(image):
-        warnings.warn(
-            f"input image {options.input}: whole numbers, as labels have; {options.interpolation} interpolation mixes "
-            "them: --interpolation label keeps them",
-            stacklevel=2,
-        )
-    reference = volumes.load_image(options.reference, name="reference image")
-    transform = read_transform(options.transform)
-    volumes.save_image(transform.resample(image, reference, options.interpolation), output)
-    print(f"Written to {output}")
-
-
-def _looks_like_labels(image: Any) -> bool:
-    """Tell whether an image of whole numbers has so few of them, or such large areas of one, that they are labels."""
-    import numpy as np
-
-    data = np.asanyarray(image.dataobj)
-    if data.dtype.kind not in "iu":
-        return False
-    inside = data[1:] != 0
-    return bool(inside.any() and (data[1:] == data[:-1])[inside].mean() > 0.5)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:

@@ -6,11 +6,12 @@ import argparse
 from typing import Any
 
 from mmln_pipeline import __version__
-from mmln_pipeline.cli import commands
+from mmln_pipeline.cli import applying, commands
 from mmln_pipeline.cli.option_arguments import add_options, reader
+from mmln_pipeline.cli.strict_parser import StrictParser
 from mmln_pipeline.machine.options import Option
 from mmln_pipeline.registration.settings import Settings
-from mmln_pipeline.space.interpolation import INTERPOLATIONS
+from mmln_pipeline.space.interpolation import INTERPOLATIONS, parse_interpolation
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     -------
     argparse.ArgumentParser
     """
-    parser = argparse.ArgumentParser(
+    parser = StrictParser(
         prog="mmln",
         description="Register brain MRI with the multi-strategy mutual learning network (MMLN).",
         epilog="Example:\n  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out",
@@ -61,23 +62,71 @@ def _add_apply(subparsers: Any) -> None:
     parser = _add_command(
         subparsers,
         "apply",
-        commands.run_apply,
-        "resample an image or labels through a transform",
+        applying.run_apply,
+        "bring images, labels, series, points, surfaces or tractograms along with a transform",
         "mmln apply --transform out/forward_xfm.h5 --reference A_T1w.nii.gz --output B_in_A_dseg.nii.gz \\\n"
-        "    --interpolation label B_dseg.nii.gz",
+        "    --interpolation label B_dseg.nii.gz\n"
+        "  mmln apply -t out/forward_xfm.h5 -t inverse:bold_to_B.mat -r MNI152NLin2009aSym --spacing 2 \\\n"
+        "    -o bold_in_A.nii.gz bold.nii.gz\n"
+        "  mmln apply -t out/forward_xfm.h5 -r A_T1w.nii.gz -o in_A/ B.trk B_lh_pial.surf.gii landmarks.csv",
     )
-    parser.add_argument("input", metavar="INPUT", help="image to resample")
     parser.add_argument(
-        "--transform", required=True, metavar="X", help="ITK composite (.h5), affine or displacement field"
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="3-D or 4-D image (.nii, .nii.gz, .mgz), points (.csv, .tsv), surface (.gii) or tractogram (.trk, .tck); "
+        "all come to where an image would come with the same transforms",
     )
-    parser.add_argument("--reference", required=True, metavar="R", help="image whose grid the output takes")
-    parser.add_argument("--output", required=True, metavar="O", help="NIfTI file to write")
     parser.add_argument(
+        "-t",
+        "--transform",
+        required=True,
+        action="append",
+        metavar="X",
+        help="ITK composite (.h5), affine (.mat, .txt, .tfm) or displacement field (.nii.gz); inverse:X or [X,1] for "
+        "its inverse; given again, in ANTs' order: the last one moves the image first",
+    )
+    parser.add_argument(
+        "-r",
+        "--reference",
+        metavar="R",
+        help="image, or name of a template, whose grid the output takes; points, surfaces and .tck need none",
+    )
+    parser.add_argument(
+        "--spacing",
+        type=reader(_parse_spacing),
+        metavar="MM[,MM,MM]",
+        help="voxel size of the output in the reference's field of view (default: the reference's)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="O",
+        help="file to write; for several inputs a folder, which keeps names",
+    )
+    parser.add_argument(
+        "-n",
         "--interpolation",
-        choices=INTERPOLATIONS,
+        type=reader(parse_interpolation),
         default=INTERPOLATIONS[0],
+        metavar="|".join(INTERPOLATIONS),
         help="how to read between voxels; label keeps label numbers whole (default: %(default)s)",
     )
+    parser.add_argument(
+        "--points",
+        choices=("lps", "ras"),
+        help="directions of a table's coordinates (default: by the columns l p s, r a s; x y z in .csv: lps, as ANTs)",
+    )
+
+
+def _parse_spacing(text: str) -> tuple[float, float, float]:
+    """Read one voxel size, or three with commas."""
+    sizes = [float(part) if part.replace(".", "", 1).isdecimal() else 0.0 for part in text.split(",")]
+    if len(sizes) not in (1, 3) or min(sizes) <= 0:
+        raise ValueError(f"expected a voxel size in mm, or three with commas, found {text!r}")
+    i, j, k = sizes if len(sizes) == 3 else sizes * 3
+    return i, j, k
 
 
 def _add_evaluate(subparsers: Any) -> None:
@@ -91,12 +140,13 @@ def _add_evaluate(subparsers: Any) -> None:
     )
     _add_pair(parser)
     parser.add_argument(
+        "-t",
         "--transform",
         required=True,
         metavar="X",
         help="ITK composite (.h5), displacement field (.nii.gz) or affine that resamples moving onto fixed",
     )
-    parser.add_argument("--output", required=True, metavar="JSON", help="file for the scores")
+    parser.add_argument("-o", "--output", required=True, metavar="JSON", help="file for the scores")
 
 
 def _add_train(subparsers: Any) -> None:
@@ -142,8 +192,8 @@ def _add_command(subparsers: Any, name: str, run: Any, text: str, example: str) 
 
 
 def _add_pair(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fixed", required=True, metavar="F", help="fixed brain image (NIfTI)")
-    parser.add_argument("--moving", required=True, metavar="M", help="moving brain image (NIfTI)")
+    parser.add_argument("-f", "--fixed", required=True, metavar="F", help="fixed brain image (NIfTI)")
+    parser.add_argument("-m", "--moving", required=True, metavar="M", help="moving brain image (NIfTI)")
     parser.add_argument("--fixed-dseg", metavar="S", help="labels on the fixed image's grid")
     parser.add_argument("--moving-dseg", metavar="S", help="labels on the moving image's grid")
     parser.add_argument(

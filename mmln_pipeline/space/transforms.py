@@ -7,6 +7,7 @@ onto the fixed grid needs and what an ITK file of it holds. Files are read and w
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from mmln_pipeline.space import itk
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
+from mmln_pipeline.space.inversion import InverseField
 from mmln_pipeline.space.placement import warn_of_placement
 from mmln_pipeline.space.sampling import sample_labels
 
@@ -39,15 +41,26 @@ class Transform:
 
     Parameters
     ----------
-    parts : sequence of (ndarray, shape (4, 4)) or DisplacementField
+    parts : sequence of (ndarray, shape (4, 4)), DisplacementField or InverseField
         Applied to a point from first to last. Forward registration: ``(warp, affine)``, fixed to moving.
     """
 
-    parts: Sequence[itk.Part] = ()
+    parts: Sequence[itk.Part | InverseField] = ()
 
     def __post_init__(self) -> None:
-        parts = (p if isinstance(p, DisplacementField) else check_affine(p, "affine") for p in self.parts)
+        fields = DisplacementField, InverseField
+        parts = (part if isinstance(part, fields) else check_affine(part, "affine") for part in self.parts)
         object.__setattr__(self, "parts", tuple(parts))
+
+    def inverse(self) -> Transform:
+        """Return the mapping back: affines inverted exactly, fields point by point."""
+        return Transform([_invert(part) for part in reversed(self.parts)])
+
+    @property
+    def _files_parts(self) -> list[itk.Part]:
+        """The parts as files hold them: inverses of fields sampled on their grids, at least one part."""
+        parts = [part.sampled if isinstance(part, InverseField) else part for part in self.parts]
+        return parts or [np.eye(4)]
 
     def map_points(self, points: np.ndarray) -> np.ndarray:
         """Map points through the chain.
@@ -66,13 +79,13 @@ class Transform:
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"points: expected shape (N, 3), found {points.shape}")
         for part in self.parts:
-            move = part.map_points if isinstance(part, DisplacementField) else partial(apply_affine, part)
+            move = partial(apply_affine, part) if isinstance(part, np.ndarray) else part.map_points
             points = move(points)
         return points
 
     def to_sitk(self) -> sitk.CompositeTransform:
         """Return the same mapping for SimpleITK (LPS+ mm), which applies first what was added last."""
-        return itk.chain_to_sitk(self.parts or (np.eye(4),))
+        return itk.chain_to_sitk(self._files_parts)
 
     def resample(
         self,
@@ -180,7 +193,14 @@ class Transform:
         Path
             The file written.
         """
-        return itk.write_composite(self.parts or (np.eye(4),), path)
+        return itk.write_composite(self._files_parts, path)
+
+
+def _invert(part: itk.Part | InverseField) -> itk.Part | InverseField:
+    """Return the inverse of a part of a chain."""
+    if isinstance(part, np.ndarray):
+        return np.linalg.inv(part)
+    return InverseField(part) if isinstance(part, DisplacementField) else part.forward
 
 
 def number_consecutively(labels: np.ndarray, outside: float = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -234,3 +254,34 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     if itk.is_field(path):
         warn_of_placement(path, "transform")
     return transform
+
+
+def read_chain(names: Sequence[str]) -> Transform:
+    """Read transforms that are applied one after the other, in the order in which ANTs lists them.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Files as of `read_transform`; ``inverse:FILE``, or ANTs' ``[FILE,1]``, for the mapping back. The first is the
+        nearest to the reference: a point of the reference goes through the first, then the second..., and so the image
+        is brought along by the last one first. ``warp, affine``, as antsApplyTransforms takes the files of
+        antsRegistration.
+
+    Returns
+    -------
+    Transform
+        Reference to image.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As of `read_transform`.
+    """
+    parts: list[itk.Part | InverseField] = []
+    for name in names:
+        bracket = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", name)
+        path = bracket[1] if bracket else name.removeprefix("inverse:")
+        turned = bracket[2] == "1" if bracket else path != name
+        transform = read_transform(path)
+        parts += transform.inverse().parts if turned else transform.parts
+    return Transform(parts)
