@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import numpy as np
 import pandas as pd
 from nibabel import Nifti1Image
 from nibabel.streamlines import LazyTractogram, TckFile, TrkFile
-from nibabel.streamlines.tractogram import TractogramItem
 from numpy.typing import NDArray
 
 from mmln_pipeline.machine.files import atomic_path, why_unreadable
@@ -147,19 +147,21 @@ def _map_tracts(path: Path, output: Path, mapping: Mapping, reference: Nifti1Ima
             "dimensions": np.array(grid.shape, dtype=np.int16),
             "voxel_order": "".join(grid.axes).encode(),
         }
-    moved = LazyTractogram.from_data_func(lambda: _map_streamlines(source, mapping))
-    moved.affine_to_rasmm = np.eye(4)
+    # One function a part: of streamlines and their data from one function, NiBabel does not turn the points.
+    lazy = source.tractogram
+    moved = LazyTractogram(
+        lambda: _map_streamlines(lazy.streamlines, mapping),
+        {key: partial(lazy.data_per_streamline.__getitem__, key) for key in lazy.data_per_streamline},
+        {key: partial(lazy.data_per_point.__getitem__, key) for key in lazy.data_per_point},
+        affine_to_rasmm=np.eye(4),
+    )
     with atomic_path(output) as temporary:
         kind(moved, header).save(temporary)
 
 
-def _map_streamlines(source: Any, mapping: Mapping) -> Iterator[TractogramItem]:
-    """Yield streamlines, their points mapped, with all that belongs to them."""
-    # Read twice side by side: lazy tractograms of NiBabel iterate over points in the file's own space, while their
-    # streamlines are in RAS+ mm.
-    pairs = zip(source.streamlines, source.tractogram, strict=True)
-    while batch := list(islice(pairs, _STREAMLINES)):
-        ends = np.cumsum([len(line) for line, _ in batch])
-        points = mapping(np.concatenate([line for line, _ in batch]).astype(np.float64))
-        for (_, item), part in zip(batch, np.split(points.astype(np.float32), ends[:-1]), strict=True):
-            yield TractogramItem(part, item.data_for_streamline, item.data_for_points)
+def _map_streamlines(lines: Iterator[NDArray], mapping: Mapping) -> Iterator[NDArray[np.float32]]:
+    """Yield streamlines, RAS+ mm, with their points mapped."""
+    while batch := list(islice(lines, _STREAMLINES)):
+        ends = np.cumsum([len(line) for line in batch])
+        points = mapping(np.concatenate(batch).astype(np.float64))
+        yield from np.split(points.astype(np.float32), ends[:-1])
