@@ -50,7 +50,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     from mmln_pipeline.machine.files import write_text
     from mmln_pipeline.registration import pair as inputs
     from mmln_pipeline.scores import evaluation, quality
-    from mmln_pipeline.space.transforms import read_transform
+    from mmln_pipeline.space.other_tools import read_any
 
     start = time.perf_counter()
     output = _check_output_file(options.output, (".json",), "--output")
@@ -62,7 +62,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         options.labels,
         options.fixed_mask,
     )
-    transform = read_transform(options.transform)
+    transform = read_any(options.transform, pair.fixed.image, pair.moving.image)
     scores = evaluation.evaluate_transform(
         pair.fixed.image,
         pair.moving.image,

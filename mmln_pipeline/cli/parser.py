@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from mmln_pipeline import __version__
-from mmln_pipeline.cli import applying, commands
+from mmln_pipeline.cli import applying, commands, converting
 from mmln_pipeline.cli.option_arguments import add_options, reader
 from mmln_pipeline.cli.strict_parser import StrictParser
 from mmln_pipeline.machine.options import Option
@@ -31,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_register(subparsers)
     _add_apply(subparsers)
+    _add_convert(subparsers)
     _add_evaluate(subparsers)
     _add_train(subparsers)
     _add_models(subparsers)
@@ -120,6 +121,36 @@ def _add_apply(subparsers: Any) -> None:
     )
 
 
+def _add_convert(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "convert",
+        converting.run_convert,
+        "write a transform as another tool has it (FSL, FreeSurfer, X5, ITK)",
+        "mmln convert -t out/forward_xfm.h5 -f A_T1w.nii.gz -m B_T1w.nii.gz --to fsl -o B_to_A_warp.nii.gz\n"
+        "  mmln convert -t B_to_A.lta -f A_T1w.nii.gz -m B_T1w.nii.gz -o B_to_A.tfm",
+    )
+    parser.add_argument(
+        "-t",
+        "--transform",
+        required=True,
+        action="append",
+        metavar="X",
+        help="ITK (.h5, .mat, .txt, .tfm, .nii.gz), FSL (.mat, .nii.gz), FreeSurfer (.lta) or X5, told apart by "
+        "content; inverse:X for its inverse; given again: a chain, as in 'mmln apply'",
+    )
+    parser.add_argument(
+        "-f", "--fixed", "-r", "--reference", required=True, metavar="F", help="image whose grid it resamples onto"
+    )
+    parser.add_argument("-m", "--moving", required=True, metavar="M", help="image that it brings along")
+    parser.add_argument(
+        "--to",
+        choices=("itk", "fsl", "freesurfer", "x5"),
+        help="whose file to write (default: by the suffix; .mat and .nii.gz are ITK's)",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="O", help="file to write")
+
+
 def _parse_spacing(text: str) -> tuple[float, float, float]:
     """Read one voxel size, or three with commas."""
     sizes = [float(part) if part.replace(".", "", 1).isdecimal() else 0.0 for part in text.split(",")]
@@ -134,7 +165,7 @@ def _add_evaluate(subparsers: Any) -> None:
         subparsers,
         "evaluate",
         commands.run_evaluate,
-        "score any tool's ITK transform with the definitions of 'mmln register'",
+        "score any tool's transform with the definitions of 'mmln register'",
         "mmln evaluate --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --transform ants1Warp.nii.gz \\\n"
         "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --output metrics.json",
     )
@@ -144,7 +175,8 @@ def _add_evaluate(subparsers: Any) -> None:
         "--transform",
         required=True,
         metavar="X",
-        help="ITK composite (.h5), displacement field (.nii.gz) or affine that resamples moving onto fixed",
+        help="what resamples moving onto fixed: ITK composite (.h5), displacement field (.nii.gz) or affine (ANTs, "
+        "greedy), FSL's warp or matrix, .lta or .x5",
     )
     parser.add_argument("-o", "--output", required=True, metavar="JSON", help="file for the scores")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,16 @@ class Transform:
     def inverse(self) -> Transform:
         """Return the mapping back: affines inverted exactly, fields point by point."""
         return Transform([_invert(part) for part in reversed(self.parts)])
+
+    @property
+    def matrix(self) -> np.ndarray | None:
+        """The whole chain as one matrix, shape (4, 4), where it is linear; else None."""
+        matrix = np.eye(4)
+        for part in self.parts:
+            if not isinstance(part, np.ndarray):
+                return None
+            matrix = part @ matrix
+        return matrix
 
     @property
     def _files_parts(self) -> list[itk.Part]:
@@ -256,7 +266,7 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     return transform
 
 
-def read_chain(names: Sequence[str]) -> Transform:
+def read_chain(names: Sequence[str], read: Callable[[str], Transform] | None = None) -> Transform:
     """Read transforms that are applied one after the other, in the order in which ANTs lists them.
 
     Parameters
@@ -266,6 +276,8 @@ def read_chain(names: Sequence[str]) -> Transform:
         nearest to the reference: a point of the reference goes through the first, then the second..., and so the image
         is brought along by the last one first. ``warp, affine``, as antsApplyTransforms takes the files of
         antsRegistration.
+    read : callable, optional
+        Reads a file; default: `read_transform`.
 
     Returns
     -------
@@ -282,6 +294,6 @@ def read_chain(names: Sequence[str]) -> Transform:
         bracket = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", name)
         path = bracket[1] if bracket else name.removeprefix("inverse:")
         turned = bracket[2] == "1" if bracket else path != name
-        transform = read_transform(path)
+        transform = (read or read_transform)(path)
         parts += transform.inverse().parts if turned else transform.parts
     return Transform(parts)
