@@ -6,47 +6,15 @@ import argparse
 import json
 import sys
 import time
-import warnings
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 
-def run_register(options: argparse.Namespace) -> None:
-    """Register a pair and write the results."""
-    from mmln_pipeline.cli.stages import show_stages
-    from mmln_pipeline.registration.api import register
-    from mmln_pipeline.registration.result import QualityWarning, check_output_dir
-    from mmln_pipeline.registration.settings import Settings
-
-    folder = check_output_dir(options.output_dir, make=False)
-    with show_stages() as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", QualityWarning)  # the same is printed below
-        result = register(
-            options.fixed,
-            options.moving,
-            fixed_dseg=options.fixed_dseg,
-            moving_dseg=options.moving_dseg,
-            labels=options.labels,
-            fixed_mask=options.fixed_mask,
-            moving_mask=options.moving_mask,
-            moving_lesion=options.moving_lesion,
-            **{item.name: getattr(options, item.name) for item in fields(Settings)},
-            progress=progress,
-        )
-        progress("save", 0, 1)
-        paths = result.save(folder)
-        progress("save", 1, 1)
-    _print_scores(result.metrics)
-    seconds, device = json.loads(paths["metrics"].read_text())["seconds"], result.metrics["device"]
-    print(f"Time       {seconds['total']:.1f} s (network {seconds['network']:.1f} s) on {device}")
-    print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
-
-
 def run_evaluate(options: argparse.Namespace) -> None:
     """Score a transform and write the scores."""
     from mmln_pipeline import __version__
+    from mmln_pipeline.cli.registering import resolve_fixed
     from mmln_pipeline.machine.files import write_text
     from mmln_pipeline.registration import pair as inputs
     from mmln_pipeline.scores import evaluation, quality
@@ -54,6 +22,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
     start = time.perf_counter()
     output = _check_output_file(options.output, (".json",), "--output")
+    resolve_fixed(options)
     pair = inputs.load_pair(
         options.fixed,
         options.moving,
@@ -81,7 +50,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     }
     scores = evaluation.jsonable(scores)
     write_text(output, json.dumps(scores, indent=2, allow_nan=False) + "\n")
-    _print_scores(scores)
+    print_scores(scores)
     print(f"Written to {output}")
 
 
@@ -139,7 +108,7 @@ def _flat(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print_scores(scores: dict[str, Any]) -> None:
+def print_scores(scores: dict[str, Any]) -> None:
     """Print the scores that are there, one a line, and a warning where the quality check did not pass."""
     from mmln_pipeline.registration.result import describe_doubt
 

@@ -6,10 +6,11 @@ import argparse
 from typing import Any
 
 from mmln_pipeline import __version__
-from mmln_pipeline.cli import applying, commands, converting
+from mmln_pipeline.cli import applying, commands, converting, registering
 from mmln_pipeline.cli.option_arguments import add_options, reader
 from mmln_pipeline.cli.strict_parser import StrictParser
 from mmln_pipeline.machine.options import Option
+from mmln_pipeline.registration.result import OUTPUTS
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.space.interpolation import INTERPOLATIONS, parse_interpolation
 
@@ -42,14 +43,37 @@ def _add_register(subparsers: Any) -> None:
     parser = _add_command(
         subparsers,
         "register",
-        commands.run_register,
-        "register one moving brain to one fixed brain",
+        registering.run_register,
+        "register a moving brain to a fixed brain, or many pairs",
         "mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out\n"
         "  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out \\\n"
-        "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --labels structures28",
+        "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --labels structures28\n"
+        "  mmln register -f MNI152NLin2009aSym -m B_T1w.nii.gz -o out/B_ --outputs moved,transform\n"
+        "  mmln register --pairs pairs.tsv --output-dir out --jobs 2",
     )
-    _add_pair(parser)
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the results")
+    _add_pair(parser, required=False)
+    parser.add_argument(
+        "--pairs",
+        metavar="TSV",
+        help="many pairs, one a row: columns fixed and moving (or one of them by its option), name, and where wanted "
+        "fixed_dseg, moving_dseg, fixed_mask, moving_mask, moving_lesion; each gets a folder of its name in "
+        "--output-dir, and what is done is not done again",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=reader(Option(help="", lowest=1).parse),
+        default=1,
+        metavar="N",
+        help="pairs at once (default: 1)",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output-dir", metavar="DIR", help="folder for the results")
+    where.add_argument(
+        "-o", "--output-prefix", metavar="PREFIX", help="in place of --output-dir: what all paths of results begin with"
+    )
+    parser.add_argument(
+        "--outputs", metavar="NAME[,NAME...]", help=f"which to write: {', '.join(OUTPUTS)} (default: all)"
+    )
     parser.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
     parser.add_argument(
         "--moving-lesion",
@@ -223,9 +247,11 @@ def _add_command(subparsers: Any, name: str, run: Any, text: str, example: str) 
     return parser
 
 
-def _add_pair(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--fixed", required=True, metavar="F", help="fixed brain image (NIfTI)")
-    parser.add_argument("-m", "--moving", required=True, metavar="M", help="moving brain image (NIfTI)")
+def _add_pair(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "-f", "--fixed", required=required, metavar="F", help="fixed brain image (NIfTI), or a template's name"
+    )
+    parser.add_argument("-m", "--moving", required=required, metavar="M", help="moving brain image (NIfTI)")
     parser.add_argument("--fixed-dseg", metavar="S", help="labels on the fixed image's grid")
     parser.add_argument("--moving-dseg", metavar="S", help="labels on the moving image's grid")
     parser.add_argument(
