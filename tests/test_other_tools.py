@@ -1,5 +1,7 @@
 """Other tools' transform files, each read by that side's own library: fslpy, nitransforms."""
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,11 +13,17 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.cli import main
+from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.derivatives.sidecars import Provenance
+from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET
+from mmln_pipeline.interfaces import ConvertTransform
 from mmln_pipeline.space.displacements import DisplacementField
+from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.itk import save_affine, save_displacement
 from mmln_pipeline.space.other_tools import RoundingWarning, read_any, write_as
 from mmln_pipeline.space.transforms import Transform, read_transform
+from mmln_pipeline.workflows.template_wf import init_template_wf
 
 # FSL turns the first axis of images with a positive determinant: each of the two has another sign.
 GRIDS = {
@@ -109,6 +117,26 @@ def test_nitransforms_reads_our_x5(files, points):
         expected = read_transform(files / name).map_points(points)
         np.testing.assert_allclose(kind.from_filename(path, fmt="X5").map(points), expected, atol=1e-3)
         np.testing.assert_allclose(read_any(path, None, None).map_points(points), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+def test_the_node_that_converts_and_its_workflow(files, points, kind, tmp_path, monkeypatch):
+    pytest.importorskip("fsl.transform")
+    monkeypatch.chdir(tmp_path)
+    pair = {name: str(files / f"{name}.nii.gz") for name in ("fixed", "moving")}
+    out = ConvertTransform(kind=kind, transform=str(files / "both.h5"), **pair).run().outputs.out_file
+    expected = read_transform(files / "both.h5").map_points(points)
+    np.testing.assert_allclose(read_any(out, *images(files)).map_points(points), expected, atol=1e-3)
+    scan, target = Scan("X", None, files / "moving.nii.gz"), replace(EMBEDDED_TARGET, formats=(kind,))
+    workflow = init_template_wf(
+        scan=scan, target=target, output_dir=tmp_path, provenance=Provenance(target.name, target.name)
+    )
+    for direction in ("forward", "inverse"):
+        node = workflow.get_node(f"derivatives_wf.{direction}_{kind}")
+        assert node.inputs.out_file.endswith(OTHER_FORMATS[kind])
+        convert = workflow.get_node(f"convert_{direction}_{kind}")
+        sources = {data["connect"][0][0] for _, _, data in workflow._graph.in_edges(convert, data=True)}
+        assert f"outputnode.{direction}_xfm" in sources
 
 
 def test_what_a_file_cannot_hold_is_named(files, capsys):

@@ -12,6 +12,7 @@ from mmln_pipeline.cli.strict_parser import StrictParser
 from mmln_pipeline.machine.options import Option
 from mmln_pipeline.registration.result import OUTPUTS
 from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.space.formats import FORMATS
 from mmln_pipeline.space.interpolation import INTERPOLATIONS, parse_interpolation
 
 
@@ -169,7 +170,7 @@ def _add_convert(subparsers: Any) -> None:
     parser.add_argument("-m", "--moving", required=True, metavar="M", help="image that it brings along")
     parser.add_argument(
         "--to",
-        choices=("itk", "fsl", "freesurfer", "x5"),
+        choices=FORMATS,
         help="whose file to write (default: by the suffix; .mat and .nii.gz are ITK's)",
     )
     parser.add_argument("-o", "--output", required=True, metavar="O", help="file to write")

@@ -23,8 +23,6 @@ from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.itk import AFFINE_SUFFIXES, FIELD_SUFFIXES, is_field, save_affine, save_displacement
 from mmln_pipeline.space.transforms import Transform, read_transform
 
-FORMATS = ("itk", "fsl", "freesurfer", "x5")
-"""Whose files can be written."""
 SUFFIXES = {
     "itk": (".h5", *AFFINE_SUFFIXES, *FIELD_SUFFIXES),
     "fsl": (".mat", *FIELD_SUFFIXES),
@@ -48,7 +46,7 @@ def write_as(
     Parameters
     ----------
     kind : str
-        One of `FORMATS`.
+        One of `mmln_pipeline.space.formats.FORMATS`.
     transform : Transform
         Fixed to moving.
     path : path-like
