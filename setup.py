@@ -31,14 +31,15 @@ def list_packages():
     return names
 
 
+CONVERT = ["fslpy>=3.20", "nitransforms>=25.1"]
 TRAIN = ["joblib>=1.4", "lightning>=2.2"]
 TEST = [
+    *CONVERT,
     *TRAIN,
     "antspyx>=0.5",
     "bids-validator-deno>=2",
     "build>=1.2",
     "hypothesis>=6",
-    "nitransforms>=24",
     "pytest>=8",
     "pytest-cov>=5",
     "setuptools>=70.1",
@@ -123,6 +124,7 @@ setup(
         "torch>=2.4",
     ],
     extras_require={
+        "convert": CONVERT,
         "train": TRAIN,
         "test": TEST,
         "docs": DOCS,

@@ -20,6 +20,7 @@ from mmln_pipeline.machine.options import (
     same_option,
 )
 from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.space.formats import OTHER_FORMATS
 
 SECTIONS = {
     "what": (
@@ -41,6 +42,7 @@ SECTIONS = {
         "model",
         "refine",
         "topology",
+        "write_formats",
         "lesion_mask",
         "random_seed",
         "sloppy",
@@ -195,6 +197,12 @@ class Config:
     model: str = same_option(Settings, "model")
     refine: str | int = same_option(Settings, "refine")
     topology: str = same_option(Settings, "topology")
+    write_formats: tuple[str, ...] = option(
+        (),
+        metavar="FORMAT",
+        command={"nargs": "+", "choices": tuple(OTHER_FORMATS)},
+        help="write the transforms as other tools have them, too: fsl (a warp for applywarp), x5 (nitransforms)",
+    )
     lesion_mask: str = option(
         "auto",
         free=True,
@@ -242,6 +250,9 @@ class Config:
         check_options(self)
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
+        for name in self.write_formats:
+            if name not in OTHER_FORMATS:
+                raise ValueError(f"write_formats: expected {' or '.join(OTHER_FORMATS)}, found {name!r}")
         for name in self.derivatives:  # part of the sources' BIDS URIs, where "raw" is the raw dataset
             if name == "raw" or not re.fullmatch("[0-9A-Za-z_-]+", name):
                 raise ValueError(f"derivatives: expected names of letters, digits, _ and -, not raw; found {name!r}")

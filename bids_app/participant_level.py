@@ -234,7 +234,10 @@ def find_missing(output_dir: Path, method: Method, scan: Scan) -> Failure | None
 def _list_results(method: Method, scan: Scan) -> list[str]:
     """List the files that a scan is to have in the end."""
     targets = targets_of(scan, method.targets)
-    paths = [filenames.derivative_paths(scan, target.name, target.atlas, spaced=target.spaced) for target in targets]
+    paths = [
+        filenames.derivative_paths(scan, target.name, target.atlas, spaced=target.spaced, formats=target.formats)
+        for target in targets
+    ]
     if fused_targets(targets):
         paths.append(filenames.fused_paths(scan, scan.has("dseg")))
     return list(dict.fromkeys(path for own in paths for path in own.values()))

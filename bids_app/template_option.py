@@ -17,6 +17,7 @@ from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.derivatives.targets import tell_apart
+from mmln_pipeline.space.other_tools import check_libraries
 from mmln_pipeline.workflows import Scan, Target, fused_targets, targets_of
 
 SUBJECT = re.compile(r"sub-([0-9a-zA-Z]+)(?:_ses-([0-9a-zA-Z]+))?")
@@ -46,10 +47,15 @@ def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
     try:
         sources = _list_sources(config)
         templates = [source.load() for source in sources]
+        for kind in config.write_formats:
+            check_libraries(kind)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     is_own = config.template_dseg is not None or config.template.endswith(".tsv") or _is_subject(config)
-    targets = tuple(_to_target(source, template, is_own) for source, template in zip(sources, templates, strict=True))
+    targets = tuple(
+        replace(_to_target(source, template, is_own), formats=tuple(dict.fromkeys(config.write_formats)))
+        for source, template in zip(sources, templates, strict=True)
+    )
     tables = {str(template.dseg_name): template.dseg_table for template in templates if template.dseg_table is not None}
     if fused_targets(targets):
         tables[FUSED] = _join_tables(tables)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from mmln_pipeline import __version__, weights
-from mmln_pipeline.cli import commands, main
+from mmln_pipeline.cli import commands, main, registering
 from mmln_pipeline.cli.parser import build_parser
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.space.itk import save_affine
 
-COMMANDS = ("register", "apply", "evaluate", "train", "models")
+COMMANDS = ("register", "apply", "convert", "evaluate", "train", "models")
 SHAPE = (16, 18, 20)
 
 
@@ -144,6 +144,60 @@ def test_bad_input_is_one_line_and_exit_2(files, capsys):
     assert "no-such-model" in error_line(capsys)
     assert main(["register", *arguments, "--labels", "no-such.tsv"]) == 2
     assert "no-such.tsv" in error_line(capsys)
+
+
+def test_register_names_and_chooses_its_outputs(files, network, capsys):
+    chosen = ["-o", str(files / "new/a_"), "--outputs", "warp,moved"]
+    assert main(["register", *pair_options(files), *chosen, "--init", "identity", "--refine", "0"]) == 0
+    assert sorted(path.name for path in (files / "new").iterdir()) == ["a_moved.nii.gz", "a_warp.nii.gz"]
+    assert main(["register", *pair_options(files), "-o", str(files / "b_"), "--outputs", "wrap"]) == 2
+    assert "did you mean warp?" in error_line(capsys)
+    assert main(["register", "-m", str(files / "brain.nii.gz"), "-o", str(files / "b_")]) == 2
+    assert "--fixed: expected an image" in error_line(capsys)
+    assert main(["register", "-f", "MNI2009", "-m", str(files / "brain.nii.gz"), "-o", str(files / "b_")]) == 2
+    assert "template 'MNI2009'" in error_line(capsys)
+
+
+def test_many_pairs_load_one_model_and_are_done_once(files, monkeypatch, capsys):
+    loads = []
+    card = {"name": "mmln", "sha256": "0" * 64}
+    monkeypatch.setattr(weights, "load_model", lambda name, device: loads.append(name) or (Still(), card))
+    registering._load_model.cache_clear()
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), np.eye(4)), files / "empty.nii.gz")
+    rows = [
+        "name\tmoving\tmoving_mask",
+        "one\tbrain.nii.gz\t",
+        "two\tbrain.nii.gz\tempty.nii.gz",
+        "three\tbrain.nii.gz\t",
+    ]
+    (files / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    call = ["register", "--pairs", str(files / "pairs.tsv"), "-f", str(files / "brain.nii.gz"), "--outputs", "moved"]
+    call += ["--output-dir", str(files / "out"), "--init", "identity", "--refine", "0"]
+    assert main(call) == 1
+    captured = capsys.readouterr()
+    assert "0 of 3 pairs are done already" in captured.out and len(loads) == 1
+    assert "mmln: error: two: moving mask" in captured.err and "1 of 3 pairs failed (two)" in captured.err
+    assert sorted(path.name for path in (files / "out/three").iterdir()) == ["metrics.json", "moved.nii.gz"]
+    made = (files / "out/one/metrics.json").stat().st_mtime_ns
+    assert main(call) == 1
+    assert "2 of 3 pairs are done already" in capsys.readouterr().out
+    assert (files / "out/one/metrics.json").stat().st_mtime_ns == made
+    registering._load_model.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("moving\nbrain.nii.gz\nbrain.nii.gz\n", "two rows are called 'brain_to_brain'"),
+        ("moving\tmask\nbrain.nii.gz\tbrain.nii.gz\n", "found moving, mask"),
+        ("moving\nno.nii.gz\n", "row 1: moving: no such file: 'no.nii.gz'"),
+    ],
+)
+def test_wrong_tables_of_pairs_are_named(files, capsys, table, message):
+    (files / "pairs.tsv").write_text(table)
+    call = ["register", "--pairs", str(files / "pairs.tsv"), "-f", str(files / "brain.nii.gz"), "-o", str(files / "o/")]
+    assert main(call) == 2
+    assert message in error_line(capsys) and not (files / "o").exists()
 
 
 def test_unexpected_failure_is_one_line_and_exit_1(files, monkeypatch, capsys):

@@ -31,6 +31,7 @@ from mmln_pipeline.cli.parser import build_parser as build_cli_parser
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.registration.result import OUTPUTS
 from mmln_pipeline.space.displacements import DisplacementField
+from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
@@ -212,7 +213,7 @@ def test_every_option_on_the_pages_exists():
 def list_names(scan, spaced):
     """Every file of an image, its figures and its group, as the page writes them."""
     paths = [
-        *filenames.derivative_paths(scan, "TPL", "ATLAS", spaced=spaced).values(),
+        *filenames.derivative_paths(scan, "TPL", "ATLAS", spaced=spaced, formats=tuple(OTHER_FORMATS)).values(),
         *filenames.figure_paths(scan, "TPL", "ATLAS").values(),
         *filenames.fused_paths(scan, has_dseg=True).values(),
         *filenames.group_paths("TPL").values(),

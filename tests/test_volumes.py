@@ -166,7 +166,7 @@ def test_labels_are_whole_numbers(tmp_path):
 
 def test_save_refuses_other_suffixes(tmp_path):
     with pytest.raises(ValueError, match="suffix"):
-        save_image(ball(), tmp_path / "a.mgz")
+        save_image(ball(), tmp_path / "a.img")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

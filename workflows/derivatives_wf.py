@@ -19,6 +19,7 @@ def init_derivatives_wf(
     provenance: Provenance,
     atlas: str | None = None,
     spaced: bool = False,
+    formats: Sequence[str] = (),
     keys: Sequence[str] | None = None,
     name: str = "derivatives_wf",
 ) -> pe.Workflow:
@@ -37,6 +38,8 @@ def init_derivatives_wf(
         Name of the template's labels; None where it has none.
     spaced : bool, default False
         Whether the names of the scores say the template.
+    formats : sequence of str
+        Other tools that get the transforms as their own files.
     keys : sequence of str or None, default None
         Which of the files to save (default: all).
     name : str, default "derivatives_wf"
@@ -46,6 +49,8 @@ def init_derivatives_wf(
     ------
     forward_xfm, inverse_xfm, t1w_std, mask_std, t1w_mask, log_jacobian, qc_json, qc_tsv
         Results as in `init_single_subject_wf`.
+    forward_fsl, inverse_fsl, forward_x5, inverse_x5
+        The transforms as other tools have them (only of `formats`).
     figure_mask, figure_registration, figure_warp, figure_jacobian
         Figures of the report.
     atlas_dseg, atlas_volumes, figure_labels
@@ -59,6 +64,8 @@ def init_derivatives_wf(
     -------
     forward_xfm, inverse_xfm, t1w_std, mask_std, t1w_mask, log_jacobian, qc_json, qc_tsv
         Paths of the files written.
+    forward_fsl, inverse_fsl, forward_x5, inverse_x5
+        Only of `formats`.
     figure_mask, figure_registration, figure_warp, figure_jacobian
         Paths of the figures written.
     atlas_dseg, atlas_volumes, figure_labels
@@ -70,7 +77,7 @@ def init_derivatives_wf(
     """
     workflow = pe.Workflow(name=name)
     root = Path(output_dir).absolute()
-    paths = derivative_paths(scan, provenance.template, atlas, spaced=spaced)
+    paths = derivative_paths(scan, provenance.template, atlas, spaced=spaced, formats=formats)
     paths |= figure_paths(scan, provenance.template, atlas)
     paths = {key: path for key, path in paths.items() if keys is None or key in keys}
     metadata = sidecars(scan, provenance, atlas)

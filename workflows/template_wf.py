@@ -9,7 +9,7 @@ from mmln_pipeline.derivatives.filenames import derivative_paths, figure_paths, 
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
 from mmln_pipeline.derivatives.targets import Target
-from mmln_pipeline.interfaces import ApplyMMLNTransform, MeasureVolumes
+from mmln_pipeline.interfaces import ApplyMMLNTransform, ConvertTransform, MeasureVolumes
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
 from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
@@ -84,6 +84,8 @@ def init_template_wf(
         ITK composites T1w to template and back.
     t1w_std, mask_std
         Brain image and brain mask on the template's grid.
+    forward_fsl, inverse_fsl, forward_x5, inverse_x5
+        The transforms as other tools have them (only of the target's `formats`).
     log_jacobian
         Log-Jacobian of the forward transform.
     qc_json, qc_tsv
@@ -97,7 +99,7 @@ def init_template_wf(
     """
     workflow, chosen = pe.Workflow(name=name), Settings(**settings)
     atlas, has_dseg, has_lesion = target.atlas, scan.has("dseg"), scan.has("lesion")
-    names = derivative_paths(scan, target.name, atlas) | figure_paths(scan, target.name, atlas)
+    names = derivative_paths(scan, target.name, atlas, formats=target.formats) | figure_paths(scan, target.name, atlas)
     keys = [key for key in names if not is_of_scan(key)]
     prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
     own = ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion
@@ -134,6 +136,7 @@ def init_template_wf(
         provenance=provenance,
         atlas=atlas,
         spaced=target.spaced,
+        formats=target.formats,
         keys=keys,
     )
     drawn = ["t1w_std", "log_jacobian", "warp", "metrics"] + ["atlas_dseg"] * bool(atlas)
@@ -156,6 +159,15 @@ def init_template_wf(
         workflow.connect([
             (registration_wf, volumes, [("outputnode.atlas_dseg", "in_file")]),
             (volumes, derivatives_wf, [("out_file", "inputnode.atlas_volumes")]),
+        ])  # fmt: skip
+    for key in (f"{direction}_{kind}" for kind in target.formats for direction in ("forward", "inverse")):
+        direction, kind = key.split("_")
+        pair = ("template", "t1w_preproc") if direction == "forward" else ("t1w_preproc", "template")
+        convert = pe.Node(ConvertTransform(kind=kind), name=f"convert_{key}", mem_gb=1)
+        workflow.connect([
+            (inputnode, convert, list(zip(pair, ("fixed", "moving"), strict=True))),
+            (registration_wf, convert, [(f"outputnode.{direction}_xfm", "transform")]),
+            (convert, derivatives_wf, [("out_file", f"inputnode.{key}")]),
         ])  # fmt: skip
     if is_fused:
         apply_template = pe.Node(ApplyMMLNTransform(), name="apply_template", mem_gb=1)

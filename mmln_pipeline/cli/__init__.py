@@ -22,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 1 a warp that folds beyond repair or an unexpected failure, 2 wrong usage or
+        Exit code: 0 done, 1 a warp that folds beyond repair, failed pairs or an unexpected failure, 2 wrong usage or
         input, 130 interrupted.
     """
     from mmln_pipeline.cli.parser import build_parser
+    from mmln_pipeline.cli.registering import PairsError
     from mmln_pipeline.machine.home import ensure_home
     from mmln_pipeline.registration.result import TopologyError
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose=False)
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         return _fail(_one_line(error), EXIT_USAGE, options.verbose)
-    except TopologyError as error:
+    except (TopologyError, PairsError) as error:
         return _fail(_one_line(error), EXIT_FAILED, options.verbose)
     except Exception as error:
         hint = "" if options.verbose else " (run again with -v for the traceback)"

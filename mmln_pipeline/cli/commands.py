@@ -6,94 +6,23 @@ import argparse
 import json
 import sys
 import time
-import warnings
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-IMAGE_SUFFIXES = (".nii", ".nii.gz")
-
-
-def run_register(options: argparse.Namespace) -> None:
-    """Register a pair and write the results."""
-    from mmln_pipeline.cli.stages import show_stages
-    from mmln_pipeline.registration.api import register
-    from mmln_pipeline.registration.result import QualityWarning, check_output_dir
-    from mmln_pipeline.registration.settings import Settings
-
-    folder = check_output_dir(options.output_dir, make=False)
-    with show_stages() as progress, warnings.catch_warnings():
-        warnings.simplefilter("ignore", QualityWarning)  # the same is printed below
-        result = register(
-            options.fixed,
-            options.moving,
-            fixed_dseg=options.fixed_dseg,
-            moving_dseg=options.moving_dseg,
-            labels=options.labels,
-            fixed_mask=options.fixed_mask,
-            moving_mask=options.moving_mask,
-            moving_lesion=options.moving_lesion,
-            **{item.name: getattr(options, item.name) for item in fields(Settings)},
-            progress=progress,
-        )
-        progress("save", 0, 1)
-        paths = result.save(folder)
-        progress("save", 1, 1)
-    _print_scores(result.metrics)
-    seconds, device = json.loads(paths["metrics"].read_text())["seconds"], result.metrics["device"]
-    print(f"Time       {seconds['total']:.1f} s (network {seconds['network']:.1f} s) on {device}")
-    print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
-
-
-def run_apply(options: argparse.Namespace) -> None:
-    """Resample an image through a transform onto a reference grid."""
-    from mmln_pipeline.images import volumes
-    from mmln_pipeline.space.interpolation import FOR_LABELS
-    from mmln_pipeline.space.transforms import read_transform
-
-    output = _check_output_file(options.output, IMAGE_SUFFIXES, "--output")
-    for name in ("input", "reference", "transform"):
-        given = Path(getattr(options, name))
-        if output.exists() and given.exists() and output.samefile(given):
-            raise ValueError(f"--output: '{output}' is the {name} itself; give another name.")
-    if options.interpolation == "label":
-        image = volumes.load_labels(options.input, name="input image")
-    else:  # nearest may be asked for labels as well: whatever it picks stays as it is
-        image = volumes.load_image(options.input, name="input image", exact=options.interpolation == "nearest")
-    if options.interpolation not in FOR_LABELS and _looks_like_labels(image):
-        warnings.warn(
-            f"input image {options.input}: whole numbers, as labels have; {options.interpolation} interpolation mixes "
-            "them: --interpolation label keeps them",
-            stacklevel=2,
-        )
-    reference = volumes.load_image(options.reference, name="reference image")
-    transform = read_transform(options.transform)
-    volumes.save_image(transform.resample(image, reference, options.interpolation), output)
-    print(f"Written to {output}")
-
-
-def _looks_like_labels(image: Any) -> bool:
-    """Tell whether an image of whole numbers has so few of them, or such large areas of one, that they are labels."""
-    import numpy as np
-
-    data = np.asanyarray(image.dataobj)
-    if data.dtype.kind not in "iu":
-        return False
-    inside = data[1:] != 0
-    return bool(inside.any() and (data[1:] == data[:-1])[inside].mean() > 0.5)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
     """Score a transform and write the scores."""
     from mmln_pipeline import __version__
+    from mmln_pipeline.cli.registering import resolve_fixed
     from mmln_pipeline.machine.files import write_text
     from mmln_pipeline.registration import pair as inputs
     from mmln_pipeline.scores import evaluation, quality
-    from mmln_pipeline.space.transforms import read_transform
+    from mmln_pipeline.space.other_tools import read_any
 
     start = time.perf_counter()
     output = _check_output_file(options.output, (".json",), "--output")
+    resolve_fixed(options)
     pair = inputs.load_pair(
         options.fixed,
         options.moving,
@@ -102,7 +31,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         options.labels,
         options.fixed_mask,
     )
-    transform = read_transform(options.transform)
+    transform = read_any(options.transform, pair.fixed.image, pair.moving.image)
     scores = evaluation.evaluate_transform(
         pair.fixed.image,
         pair.moving.image,
@@ -121,7 +50,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     }
     scores = evaluation.jsonable(scores)
     write_text(output, json.dumps(scores, indent=2, allow_nan=False) + "\n")
-    _print_scores(scores)
+    print_scores(scores)
     print(f"Written to {output}")
 
 
@@ -179,7 +108,7 @@ def _flat(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _print_scores(scores: dict[str, Any]) -> None:
+def print_scores(scores: dict[str, Any]) -> None:
     """Print the scores that are there, one a line, and a warning where the quality check did not pass."""
     from mmln_pipeline.registration.result import describe_doubt
 

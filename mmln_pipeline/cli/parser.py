@@ -6,11 +6,14 @@ import argparse
 from typing import Any
 
 from mmln_pipeline import __version__
-from mmln_pipeline.cli import commands
+from mmln_pipeline.cli import applying, commands, converting, registering
 from mmln_pipeline.cli.option_arguments import add_options, reader
+from mmln_pipeline.cli.strict_parser import StrictParser
 from mmln_pipeline.machine.options import Option
+from mmln_pipeline.registration.result import OUTPUTS
 from mmln_pipeline.registration.settings import Settings
-from mmln_pipeline.space.interpolation import INTERPOLATIONS
+from mmln_pipeline.space.formats import FORMATS
+from mmln_pipeline.space.interpolation import INTERPOLATIONS, parse_interpolation
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     -------
     argparse.ArgumentParser
     """
-    parser = argparse.ArgumentParser(
+    parser = StrictParser(
         prog="mmln",
         description="Register brain MRI with the multi-strategy mutual learning network (MMLN).",
         epilog="Example:\n  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out",
@@ -30,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_register(subparsers)
     _add_apply(subparsers)
+    _add_convert(subparsers)
     _add_evaluate(subparsers)
     _add_train(subparsers)
     _add_models(subparsers)
@@ -40,14 +44,37 @@ def _add_register(subparsers: Any) -> None:
     parser = _add_command(
         subparsers,
         "register",
-        commands.run_register,
-        "register one moving brain to one fixed brain",
+        registering.run_register,
+        "register a moving brain to a fixed brain, or many pairs",
         "mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out\n"
         "  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out \\\n"
-        "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --labels structures28",
+        "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --labels structures28\n"
+        "  mmln register -f MNI152NLin2009aSym -m B_T1w.nii.gz -o out/B_ --outputs moved,transform\n"
+        "  mmln register --pairs pairs.tsv --output-dir out --jobs 2",
     )
-    _add_pair(parser)
-    parser.add_argument("--output-dir", required=True, metavar="DIR", help="folder for the results")
+    _add_pair(parser, required=False)
+    parser.add_argument(
+        "--pairs",
+        metavar="TSV",
+        help="many pairs, one a row: columns fixed and moving (or one of them by its option), name, and where wanted "
+        "fixed_dseg, moving_dseg, fixed_mask, moving_mask, moving_lesion; each gets a folder of its name in "
+        "--output-dir, and what is done is not done again",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=reader(Option(help="", lowest=1).parse),
+        default=1,
+        metavar="N",
+        help="pairs at once (default: 1)",
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--output-dir", metavar="DIR", help="folder for the results")
+    where.add_argument(
+        "-o", "--output-prefix", metavar="PREFIX", help="in place of --output-dir: what all paths of results begin with"
+    )
+    parser.add_argument(
+        "--outputs", metavar="NAME[,NAME...]", help=f"which to write: {', '.join(OUTPUTS)} (default: all)"
+    )
     parser.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
     parser.add_argument(
         "--moving-lesion",
@@ -61,23 +88,101 @@ def _add_apply(subparsers: Any) -> None:
     parser = _add_command(
         subparsers,
         "apply",
-        commands.run_apply,
-        "resample an image or labels through a transform",
+        applying.run_apply,
+        "bring images, labels, series, points, surfaces or tractograms along with a transform",
         "mmln apply --transform out/forward_xfm.h5 --reference A_T1w.nii.gz --output B_in_A_dseg.nii.gz \\\n"
-        "    --interpolation label B_dseg.nii.gz",
+        "    --interpolation label B_dseg.nii.gz\n"
+        "  mmln apply -t out/forward_xfm.h5 -t inverse:bold_to_B.mat -r MNI152NLin2009aSym --spacing 2 \\\n"
+        "    -o bold_in_A.nii.gz bold.nii.gz\n"
+        "  mmln apply -t out/forward_xfm.h5 -r A_T1w.nii.gz -o in_A/ B.trk B_lh_pial.surf.gii landmarks.csv",
     )
-    parser.add_argument("input", metavar="INPUT", help="image to resample")
     parser.add_argument(
-        "--transform", required=True, metavar="X", help="ITK composite (.h5), affine or displacement field"
+        "input",
+        nargs="+",
+        metavar="INPUT",
+        help="3-D or 4-D image (.nii, .nii.gz, .mgz), points (.csv, .tsv), surface (.gii) or tractogram (.trk, .tck); "
+        "all come to where an image would come with the same transforms",
     )
-    parser.add_argument("--reference", required=True, metavar="R", help="image whose grid the output takes")
-    parser.add_argument("--output", required=True, metavar="O", help="NIfTI file to write")
     parser.add_argument(
+        "-t",
+        "--transform",
+        required=True,
+        action="append",
+        metavar="X",
+        help="ITK composite (.h5), affine (.mat, .txt, .tfm) or displacement field (.nii.gz); inverse:X or [X,1] for "
+        "its inverse; given again, in ANTs' order: the last one moves the image first",
+    )
+    parser.add_argument(
+        "-r",
+        "--reference",
+        metavar="R",
+        help="image, or name of a template, whose grid the output takes; points, surfaces and .tck need none",
+    )
+    parser.add_argument(
+        "--spacing",
+        type=reader(_parse_spacing),
+        metavar="MM[,MM,MM]",
+        help="voxel size of the output in the reference's field of view (default: the reference's)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="O",
+        help="file to write; for several inputs a folder, which keeps names",
+    )
+    parser.add_argument(
+        "-n",
         "--interpolation",
-        choices=INTERPOLATIONS,
+        type=reader(parse_interpolation),
         default=INTERPOLATIONS[0],
+        metavar="|".join(INTERPOLATIONS),
         help="how to read between voxels; label keeps label numbers whole (default: %(default)s)",
     )
+    parser.add_argument(
+        "--points",
+        choices=("lps", "ras"),
+        help="directions of a table's coordinates (default: by the columns l p s, r a s; x y z in .csv: lps, as ANTs)",
+    )
+
+
+def _add_convert(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "convert",
+        converting.run_convert,
+        "write a transform as another tool has it (FSL, FreeSurfer, X5, ITK)",
+        "mmln convert -t out/forward_xfm.h5 -f A_T1w.nii.gz -m B_T1w.nii.gz --to fsl -o B_to_A_warp.nii.gz\n"
+        "  mmln convert -t B_to_A.lta -f A_T1w.nii.gz -m B_T1w.nii.gz -o B_to_A.tfm",
+    )
+    parser.add_argument(
+        "-t",
+        "--transform",
+        required=True,
+        action="append",
+        metavar="X",
+        help="ITK (.h5, .mat, .txt, .tfm, .nii.gz), FSL (.mat, .nii.gz), FreeSurfer (.lta) or X5, told apart by "
+        "content; inverse:X for its inverse; given again: a chain, as in 'mmln apply'",
+    )
+    parser.add_argument(
+        "-f", "--fixed", "-r", "--reference", required=True, metavar="F", help="image whose grid it resamples onto"
+    )
+    parser.add_argument("-m", "--moving", required=True, metavar="M", help="image that it brings along")
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        help="whose file to write (default: by the suffix; .mat and .nii.gz are ITK's)",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="O", help="file to write")
+
+
+def _parse_spacing(text: str) -> tuple[float, float, float]:
+    """Read one voxel size, or three with commas."""
+    sizes = [float(part) if part.replace(".", "", 1).isdecimal() else 0.0 for part in text.split(",")]
+    if len(sizes) not in (1, 3) or min(sizes) <= 0:
+        raise ValueError(f"expected a voxel size in mm, or three with commas, found {text!r}")
+    i, j, k = sizes if len(sizes) == 3 else sizes * 3
+    return i, j, k
 
 
 def _add_evaluate(subparsers: Any) -> None:
@@ -85,18 +190,20 @@ def _add_evaluate(subparsers: Any) -> None:
         subparsers,
         "evaluate",
         commands.run_evaluate,
-        "score any tool's ITK transform with the definitions of 'mmln register'",
+        "score any tool's transform with the definitions of 'mmln register'",
         "mmln evaluate --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --transform ants1Warp.nii.gz \\\n"
         "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --output metrics.json",
     )
     _add_pair(parser)
     parser.add_argument(
+        "-t",
         "--transform",
         required=True,
         metavar="X",
-        help="ITK composite (.h5), displacement field (.nii.gz) or affine that resamples moving onto fixed",
+        help="what resamples moving onto fixed: ITK composite (.h5), displacement field (.nii.gz) or affine (ANTs, "
+        "greedy), FSL's warp or matrix, .lta or .x5",
     )
-    parser.add_argument("--output", required=True, metavar="JSON", help="file for the scores")
+    parser.add_argument("-o", "--output", required=True, metavar="JSON", help="file for the scores")
 
 
 def _add_train(subparsers: Any) -> None:
@@ -141,9 +248,11 @@ def _add_command(subparsers: Any, name: str, run: Any, text: str, example: str) 
     return parser
 
 
-def _add_pair(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--fixed", required=True, metavar="F", help="fixed brain image (NIfTI)")
-    parser.add_argument("--moving", required=True, metavar="M", help="moving brain image (NIfTI)")
+def _add_pair(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "-f", "--fixed", required=required, metavar="F", help="fixed brain image (NIfTI), or a template's name"
+    )
+    parser.add_argument("-m", "--moving", required=required, metavar="M", help="moving brain image (NIfTI)")
     parser.add_argument("--fixed-dseg", metavar="S", help="labels on the fixed image's grid")
     parser.add_argument("--moving-dseg", metavar="S", help="labels on the moving image's grid")
     parser.add_argument(

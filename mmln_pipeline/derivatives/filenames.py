@@ -1,9 +1,11 @@
 """Every output name: one scan's derivatives and figures, the group's, and the dataset's files."""
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from mmln_pipeline.atlas.sources import FUSED
 from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.space.formats import OTHER_FORMATS
 
 DESCRIPTION = "dataset_description.json"
 BIDSIGNORE = ".bidsignore"
@@ -20,7 +22,17 @@ GROUP_REPORT = "group_registration.html"
 # Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms, scores, and the group's
 # table and images. The validator asks about the folder of figures without a final slash.
 BIDSIGNORE_LINES = (
-    *("*.html", "logs/", "sub-*/figures", "*_xfm.h5", "*_xfm.json", "*_qc.json", "*_qc.tsv"),
+    *(
+        "*.html",
+        "logs/",
+        "sub-*/figures",
+        "*_xfm.h5",
+        "*_xfm.nii.gz",
+        "*_xfm.x5",
+        "*_xfm.json",
+        "*_qc.json",
+        "*_qc.tsv",
+    ),
     *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
 )
 
@@ -52,7 +64,9 @@ def atlas_table_name(atlas: str) -> str:
     return f"seg-{atlas}_dseg.tsv"
 
 
-def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, spaced: bool = False) -> dict[str, str]:
+def derivative_paths(
+    scan: Scan, template: str, atlas: str | None = None, *, spaced: bool = False, formats: Sequence[str] = ()
+) -> dict[str, str]:
     """Name the derivatives of one scan.
 
     Parameters
@@ -65,6 +79,8 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, spa
         Name of the template's labels; None where it has none.
     spaced : bool, default False
         Whether the names of the scores say the template, as where there are further ones.
+    formats : sequence of str
+        Other tools that get the transforms as their own files, of `OTHER_FORMATS`.
 
     Returns
     -------
@@ -83,6 +99,9 @@ def derivative_paths(scan: Scan, template: str, atlas: str | None = None, *, spa
         "qc_json": f"{scored}{QC_ENDING}",
         "qc_tsv": f"{scored}{QC_ENDING.removesuffix('.json')}.tsv",
     }
+    for kind in formats:
+        for direction, ends in (("forward", f"from-T1w_to-{template}"), ("inverse", f"from-{template}_to-T1w")):
+            paths[f"{direction}_{kind}"] = f"{head}_{ends}_mode-image_{OTHER_FORMATS[kind]}"
     if atlas:
         paths["atlas_dseg"] = f"{head}_space-T1w_seg-{atlas}_dseg.nii.gz"
         paths["atlas_volumes"] = f"{head}_space-T1w_seg-{atlas}_volumes.tsv"

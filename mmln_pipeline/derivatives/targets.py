@@ -37,6 +37,8 @@ class Target:
         Whether the names of its scores say the template: the run, or the dataset, has another's.
     suffix : str
         What tells the fields of this target from those of the run's others; empty where it is the only one.
+    formats : tuple of str
+        Other tools that get the transforms as their own files.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Target:
     image_checksum: str = ""
     spaced: bool = False
     suffix: str = ""
+    formats: tuple[str, ...] = ()
 
     @property
     def workflow_name(self) -> str:

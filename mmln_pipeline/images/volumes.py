@@ -11,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 from nibabel import Nifti1Image
 from nibabel.arrayproxy import ArrayProxy
+from nibabel.freesurfer import MGHImage
 from scipy import ndimage
 
 from mmln_pipeline.machine.files import why_unreadable
@@ -133,7 +134,7 @@ def save_image(image: Nifti1Image, path: str | os.PathLike[str]) -> Path:
     image : Nifti1Image
         What to write, in the type of its data.
     path : path-like
-        Ends in .nii or .nii.gz.
+        Ends in .nii, .nii.gz or .mgz (FreeSurfer's, which has the types uint8, int16, int32 and float32: the nearest).
 
     Returns
     -------
@@ -143,11 +144,24 @@ def save_image(image: Nifti1Image, path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     ValueError
-        If the suffix is another.
+        If the suffix is another, or .mgz has no type for the numbers.
     """
-    if not os.fspath(path).endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{path}: an image needs the suffix .nii or .nii.gz")
-    return write_whole(image, path)
+    if not os.fspath(path).endswith(IMAGE_SUFFIXES):
+        raise ValueError(f"{path}: an image needs the suffix .nii, .nii.gz or .mgz")
+    return write_whole(_as_freesurfer(image, path) if os.fspath(path).endswith(".mgz") else image, path)
+
+
+def _as_freesurfer(image: Nifti1Image, path: str | os.PathLike[str]) -> MGHImage:
+    """Return an image in a type that FreeSurfer has, with all its numbers."""
+    data = np.asanyarray(image.dataobj)
+    types = (np.float32,) if data.dtype.kind == "f" else (np.uint8, np.int16, np.int32)
+    for dtype in types:
+        if data.dtype.kind == "f" or np.can_cast(data.dtype, dtype):
+            return MGHImage(data.astype(dtype), image.affine)
+    low, high = int(data.min()), int(data.max())
+    if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
+        raise ValueError(f"{path}: .mgz holds numbers of 32 bits, found {low} to {high}; write .nii.gz")
+    return MGHImage(data.astype(np.int32), image.affine)
 
 
 def brain_mask(image: Nifti1Image) -> Nifti1Image:

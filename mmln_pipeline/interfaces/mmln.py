@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
 from mmln_pipeline.interfaces.preprocessing import optional
 from mmln_pipeline.interfaces.settings_traits import make_trait
 from mmln_pipeline.registration.settings import Settings
+from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
 
 
@@ -109,4 +110,33 @@ class ApplyMMLNTransform(SimpleInterface):
         moved = transform.resample(image, reference, interpolation=self.inputs.interpolation)
         self._results["out_file"] = str(Path(runtime.cwd) / "resampled.nii.gz")
         volumes.save_image(moved, self._results["out_file"])
+        return runtime
+
+
+class _ConvertTransformInputSpec(BaseInterfaceInputSpec):
+    transform = File(exists=True, mandatory=True, desc="ITK transform, fixed world -> moving world")
+    fixed = File(exists=True, mandatory=True, desc="image whose grid it resamples onto")
+    moving = File(exists=True, mandatory=True, desc="image that it brings along")
+    kind = traits.Enum(*OTHER_FORMATS, mandatory=True, desc="whose file to write")
+
+
+class _ConvertTransformOutputSpec(TraitedSpec):
+    out_file = File(exists=True, desc="the same mapping, as another tool has it")
+
+
+class ConvertTransform(SimpleInterface):
+    """Write a transform as another tool has it."""
+
+    input_spec = _ConvertTransformInputSpec
+    output_spec = _ConvertTransformOutputSpec
+
+    def _run_interface(self, runtime):
+        from mmln_pipeline.images.volumes import load_image
+        from mmln_pipeline.space.other_tools import write_as
+        from mmln_pipeline.space.transforms import read_transform
+
+        fixed, moving = (load_image(getattr(self.inputs, name), name) for name in ("fixed", "moving"))
+        path = Path(runtime.cwd) / OTHER_FORMATS[self.inputs.kind]
+        write_as(self.inputs.kind, read_transform(self.inputs.transform), path, fixed, moving)
+        self._results["out_file"] = str(path)
         return runtime

@@ -118,11 +118,9 @@ def load_affine(path: str | os.PathLike[str]) -> np.ndarray:
     ValueError
         If it is no ITK transform or holds a displacement field.
     """
-    matrix = np.eye(4)
-    for part in read_transform(path).parts:
-        if not isinstance(part, np.ndarray):
-            raise ValueError(f"affine {path}: expected linear transforms only, found a displacement field")
-        matrix = part @ matrix
+    matrix = read_transform(path).matrix
+    if matrix is None:
+        raise ValueError(f"affine {path}: expected linear transforms only, found a displacement field")
     return matrix
 
 

@@ -6,8 +6,9 @@ the documentation read them from there.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
@@ -155,3 +156,15 @@ def check_options(settings: Any) -> None:
         check_option(type(settings), item.name, value)
         if isinstance(value, Integral) and not isinstance(value, int):
             object.__setattr__(settings, item.name, int(value))
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known word that is most like a misspelt one, or nothing.
+
+    Examples
+    --------
+    >>> suggest("--moveing", ["--moving", "--fixed"]), suggest("--xyz", ["--moving"])
+    ('; did you mean --moving?', '')
+    """
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
 
 UNREADABLE = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error
@@ -54,6 +56,42 @@ def read_whole(path: str | os.PathLike[str]) -> Any:
         while stream.read(_CHUNK):  # to the end, where gzip compares its checksum
             pass
     return type(promise).from_bytes(content)
+
+
+def stream_volumes(path: str | os.PathLike[str]) -> Iterator[NDArray]:
+    """Yield the volumes of a series one after the other, in one pass through the file.
+
+    Parameters
+    ----------
+    path : path-like
+        4-D NIfTI (.nii, .nii.gz) or FreeSurfer (.mgz) file.
+
+    Yields
+    ------
+    ndarray, shape (I, J, K)
+        In the stored type where the header has no slope; else float32.
+
+    Raises
+    ------
+    UNREADABLE
+        As of `read_whole`; what is wrong at the file's end shows there.
+    """
+    promise: Any = nib.load(path)
+    proxy, shape, stored = promise.dataobj, promise.shape[:3], promise.get_data_dtype()
+    slope, inter = getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0)
+    size = math.prod(map(int, shape)) * stored.itemsize
+    opened = gzip.open if os.fspath(path).endswith(_COMPRESSED) else open
+    with opened(path, "rb") as stream:
+        stream.read(int(proxy.offset))
+        for number in range(math.prod(map(int, promise.shape[3:]))):
+            content = b"".join(_read_up_to(stream, size))
+            if len(content) < size:
+                raise ImageFileError(f"its header promises {promise.shape[3]} volumes, volume {number} is cut off")
+            volume = np.frombuffer(content, dtype=stored).reshape(shape, order="F")
+            is_scaled = (slope, inter) != (1.0, 0.0)
+            yield volume.astype(np.float32) * np.float32(slope) + np.float32(inter) if is_scaled else volume
+        while stream.read(_CHUNK):  # to the end, where gzip compares its checksum
+            pass
 
 
 def _read_up_to(stream: Any, size: int) -> Iterator[bytes]:

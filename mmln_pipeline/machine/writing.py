@@ -22,7 +22,7 @@ def write_whole(image: SerializableImage, path: str | os.PathLike[str]) -> Path:
     image : SerializableImage
         Of NiBabel, in one file.
     path : path-like
-        With ``.gz`` at the end, it is compressed; the same image gives the same bytes.
+        With ``.gz`` or ``.mgz`` at the end, it is compressed; the same image gives the same bytes.
 
     Returns
     -------
@@ -30,7 +30,7 @@ def write_whole(image: SerializableImage, path: str | os.PathLike[str]) -> Path:
         The file written.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        if temporary.name.endswith(".gz"):
+        if temporary.name.endswith((".gz", ".mgz")):
             file.write(igzip.compress(image.to_bytes(), _LEVEL, mtime=0))
         else:
             image.to_stream(file)

@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,13 +102,17 @@ class RegistrationResult:
         if text:
             warnings.warn(text, QualityWarning, stacklevel=3)
 
-    def save(self, output_dir: str | Path) -> dict[str, Path]:
-        """Write every part of the result; a file is either whole or not there.
+    def save(self, output_dir: str | Path, outputs: Collection[str] | None = None, prefix: str = "") -> dict[str, Path]:
+        """Write the parts of the result; a file is either whole or not there.
 
         Parameters
         ----------
         output_dir : str or Path
             Folder, created where absent.
+        outputs : collection of str, optional
+            Which of the parts in `OUTPUTS` (default: all).
+        prefix : str, default=""
+            What the files' names begin with.
 
         Returns
         -------
@@ -126,16 +130,20 @@ class RegistrationResult:
 
         start = time.perf_counter()
         folder = check_output_dir(output_dir)
-        paths = {name: folder / file for name, file in OUTPUTS.items() if getattr(self, name) is not None}
+        names = [name for name in OUTPUTS if outputs is None or name in outputs]
+        paths = {name: folder / f"{prefix}{OUTPUTS[name]}" for name in names if getattr(self, name) is not None}
         for name in ("moved", "moved_dseg", "jacobian"):
             if name in paths:
                 save_image(getattr(self, name), paths[name])
-        self.transform.save(paths["transform"])
-        self.inverse.save(paths["inverse"])
-        save_displacement(self.warp, paths["warp"])
+        for name in ("transform", "inverse"):
+            if name in paths:
+                getattr(self, name).save(paths[name])
+        if "warp" in paths:
+            save_displacement(self.warp, paths["warp"])
         seconds, took = self.metrics["seconds"], time.perf_counter() - start
         content = self.metrics | {"seconds": seconds | {"save": took, "total": seconds["total"] + took}}
-        write_text(paths["metrics"], json.dumps(content, indent=2, allow_nan=False) + "\n")
+        if "metrics" in paths:  # last: who finds them finds all
+            write_text(paths["metrics"], json.dumps(content, indent=2, allow_nan=False) + "\n")
         return paths
 
 

@@ -28,6 +28,7 @@ from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.refinement import descent
 from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.registration.pair import Pair, read_start
@@ -68,6 +69,7 @@ def run(
     start: float,
     progress: Progress | None = None,
     refinement: RefinementSettings = DEFAULTS,
+    loaded: tuple[MMLN, dict[str, Any]] | None = None,
 ) -> RegistrationResult:
     """Register a checked pair.
 
@@ -81,6 +83,8 @@ def run(
         Called as ``progress(stage, done, total)``.
     refinement : RefinementSettings, optional
         What refinement weighs, and how it descends.
+    loaded : tuple of MMLN and dict, optional
+        The settings' model with its card, where it is in memory already (`mmln_pipeline.weights.load_model`).
 
     Returns
     -------
@@ -97,7 +101,7 @@ def run(
     device = devices.resolve_device(settings.device)
     with clock.stage("load"):
         _prepare_machine(settings, device)
-        model, card = weights.load_model(settings.model, device)
+        model, card = loaded or weights.load_model(settings.model, device)
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):
         matrix = _linear_start(pair, settings)

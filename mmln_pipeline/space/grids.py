@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import nibabel as nib
 import numpy as np
 from nibabel import Nifti1Image
-from nibabel.affines import voxel_sizes
+from nibabel.affines import from_matvec, voxel_sizes
 
 GRID_SHAPE = (160, 192, 224)
 """Size of the network's grid in voxels of 1 mm."""
@@ -69,6 +69,20 @@ class Grid:
     def axes(self) -> tuple[str, str, str]:
         """Nearest anatomical direction of each axis, such as ("L", "I", "A")."""
         return nib.aff2axcodes(self.affine)
+
+    def with_spacing(self, spacing: Sequence[float]) -> Grid:
+        """Return a grid of other voxels over the same field of view, its centre in the same place.
+
+        Parameters
+        ----------
+        spacing : sequence of 3 float
+            Voxel size along each axis, mm.
+        """
+        ratio = np.asarray(spacing, dtype=np.float64) / self.spacing
+        shape = np.maximum(np.round(np.array(self.shape) / ratio), 1).astype(int)
+        first = ((np.array(self.shape) - 1) - ratio * (shape - 1)) / 2
+        i, j, k = shape.tolist()
+        return Grid((i, j, k), self.affine @ from_matvec(np.diag(ratio), first))
 
     def matches(self, other: Nifti1Image | Grid) -> bool:
         """Tell whether another grid has the same voxel centres, to within 0.01 mm at its corners."""

@@ -7,7 +7,8 @@ onto the fixed grid needs and what an ITK file of it holds. Files are read and w
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,17 @@ from mmln_pipeline.space import itk
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, check_affine, new_image
 from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
+from mmln_pipeline.space.inversion import InverseField
 from mmln_pipeline.space.placement import warn_of_placement
+from mmln_pipeline.space.sampling import sample_labels
 
-_SITK = (sitk.sitkLinear, sitk.sitkNearestNeighbor, sitk.sitkLanczosWindowedSinc, sitk.sitkLabelLinear)
-INTERPOLATORS = dict(zip(INTERPOLATIONS, _SITK, strict=True))
-"""SimpleITK's interpolators by name."""
-# Beyond these ITK, which computes in double precision, and its labels' interpolator, changes whole numbers.
-_EXACT = dict(zip(FOR_LABELS, (2**53, 2**24), strict=True))
+INTERPOLATORS = {
+    "linear": sitk.sitkLinear,
+    "nearest": sitk.sitkNearestNeighbor,
+    "lanczos": sitk.sitkLanczosWindowedSinc,
+}
+"""SimpleITK's interpolators by name; labels have one of their own (`mmln_pipeline.space.sampling`)."""
+_EXACT = 2**53  # beyond it ITK, which computes in double precision, changes whole numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,15 +41,36 @@ class Transform:
 
     Parameters
     ----------
-    parts : sequence of (ndarray, shape (4, 4)) or DisplacementField
+    parts : sequence of (ndarray, shape (4, 4)), DisplacementField or InverseField
         Applied to a point from first to last. Forward registration: ``(warp, affine)``, fixed to moving.
     """
 
-    parts: Sequence[itk.Part] = ()
+    parts: Sequence[itk.Part | InverseField] = ()
 
     def __post_init__(self) -> None:
-        parts = (p if isinstance(p, DisplacementField) else check_affine(p, "affine") for p in self.parts)
+        fields = DisplacementField, InverseField
+        parts = (part if isinstance(part, fields) else check_affine(part, "affine") for part in self.parts)
         object.__setattr__(self, "parts", tuple(parts))
+
+    def inverse(self) -> Transform:
+        """Return the mapping back: affines inverted exactly, fields point by point."""
+        return Transform([_invert(part) for part in reversed(self.parts)])
+
+    @property
+    def matrix(self) -> np.ndarray | None:
+        """The whole chain as one matrix, shape (4, 4), where it is linear; else None."""
+        matrix = np.eye(4)
+        for part in self.parts:
+            if not isinstance(part, np.ndarray):
+                return None
+            matrix = part @ matrix
+        return matrix
+
+    @property
+    def _files_parts(self) -> list[itk.Part]:
+        """The parts as files hold them: inverses of fields sampled on their grids, at least one part."""
+        parts = [part.sampled if isinstance(part, InverseField) else part for part in self.parts]
+        return parts or [np.eye(4)]
 
     def map_points(self, points: np.ndarray) -> np.ndarray:
         """Map points through the chain.
@@ -63,13 +89,13 @@ class Transform:
         if points.ndim != 2 or points.shape[1] != 3:
             raise ValueError(f"points: expected shape (N, 3), found {points.shape}")
         for part in self.parts:
-            move = part.map_points if isinstance(part, DisplacementField) else partial(apply_affine, part)
+            move = partial(apply_affine, part) if isinstance(part, np.ndarray) else part.map_points
             points = move(points)
         return points
 
     def to_sitk(self) -> sitk.CompositeTransform:
         """Return the same mapping for SimpleITK (LPS+ mm), which applies first what was added last."""
-        return itk.chain_to_sitk(self.parts or (np.eye(4),))
+        return itk.chain_to_sitk(self._files_parts)
 
     def resample(
         self,
@@ -102,28 +128,28 @@ class Transform:
         ValueError
             If the interpolation is unknown or the image not 3-D.
         """
-        if interpolation not in INTERPOLATORS:
-            known = ", ".join(INTERPOLATORS)
+        if interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
             raise ValueError(f"interpolation: expected one of {known}; found {interpolation!r}")
         data = np.asanyarray(image.dataobj)
         if data.ndim != 3:
             raise ValueError(f"image to resample: expected 3-D, found shape {data.shape}")
         native = data.dtype.newbyteorder("=")
         grid = Grid.of(reference)
-        if interpolation not in _EXACT:
+        if interpolation not in FOR_LABELS:
             return new_image(
                 self._sample(data.astype(np.float32, copy=False), image.affine, grid, interpolation, default), reference
             )
-        # SimpleITK has no interpolator of labels for every pixel type, so that float32 carries them there.
-        dtype = native if interpolation == "nearest" else np.float32
-        limit = _EXACT[interpolation]
-        if data.size and (data.max() > limit or data.min() < -limit):
+        if interpolation == "label":
+            labels = data.astype(native, copy=False)
+            return new_image(sample_labels(self.to_sitk(), grid, labels, Grid.of(image), default), reference)
+        if data.size and (data.max() > _EXACT or data.min() < -_EXACT):
             numbers, codes = number_consecutively(data.astype(native, copy=False), default)
             outside = float(np.searchsorted(numbers, native.type(default)))
             sampled = self._sample(codes.astype(np.float32), image.affine, grid, interpolation, outside)
             return new_image(numbers[sampled.astype(np.int64)], reference)
-        sampled = self._sample(data.astype(dtype, copy=False), image.affine, grid, interpolation, default)
-        return new_image(sampled.astype(native, copy=False), reference)
+        sampled = self._sample(data.astype(native, copy=False), image.affine, grid, interpolation, default)
+        return new_image(sampled, reference)
 
     def _sample(
         self, data: np.ndarray, affine: np.ndarray, grid: Grid, interpolation: str, default: float
@@ -177,7 +203,14 @@ class Transform:
         Path
             The file written.
         """
-        return itk.write_composite(self.parts or (np.eye(4),), path)
+        return itk.write_composite(self._files_parts, path)
+
+
+def _invert(part: itk.Part | InverseField) -> itk.Part | InverseField:
+    """Return the inverse of a part of a chain."""
+    if isinstance(part, np.ndarray):
+        return np.linalg.inv(part)
+    return InverseField(part) if isinstance(part, DisplacementField) else part.forward
 
 
 def number_consecutively(labels: np.ndarray, outside: float = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -231,3 +264,36 @@ def read_transform(path: str | os.PathLike[str]) -> Transform:
     if itk.is_field(path):
         warn_of_placement(path, "transform")
     return transform
+
+
+def read_chain(names: Sequence[str], read: Callable[[str], Transform] | None = None) -> Transform:
+    """Read transforms that are applied one after the other, in the order in which ANTs lists them.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Files as of `read_transform`; ``inverse:FILE``, or ANTs' ``[FILE,1]``, for the mapping back. The first is the
+        nearest to the reference: a point of the reference goes through the first, then the second..., and so the image
+        is brought along by the last one first. ``warp, affine``, as antsApplyTransforms takes the files of
+        antsRegistration.
+    read : callable, optional
+        Reads a file; default: `read_transform`.
+
+    Returns
+    -------
+    Transform
+        Reference to image.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As of `read_transform`.
+    """
+    parts: list[itk.Part | InverseField] = []
+    for name in names:
+        bracket = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", name)
+        path = bracket[1] if bracket else name.removeprefix("inverse:")
+        turned = bracket[2] == "1" if bracket else path != name
+        transform = (read or read_transform)(path)
+        parts += transform.inverse().parts if turned else transform.parts
+    return Transform(parts)
