@@ -101,7 +101,7 @@ class Method(ABC):
         """Weights from where, trained on what, for how long; empty for a method that does not learn."""
         return ""
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most methods have nothing to check
         """Check before any work what only this machine can tell of the options.
 
         Raises
