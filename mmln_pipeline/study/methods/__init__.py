@@ -8,10 +8,11 @@ from typing import Any
 from mmln_pipeline.machine.toml import to_dataclass
 from mmln_pipeline.study.methods.base import Budget, LearnedMethod, Method, Surroundings
 from mmln_pipeline.study.methods.initial import Initial
+from mmln_pipeline.study.methods.lapirn import CIRDM, LapIRNMethod
 
 __all__ = ["METHODS", "Budget", "LearnedMethod", "Method", "Surroundings", "make_method"]
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Initial,)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Initial, LapIRNMethod, CIRDM)}
 
 
 def make_method(name: str, options: Mapping[str, Any], surroundings: Surroundings | None = None) -> Method:
