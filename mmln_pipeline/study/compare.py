@@ -144,9 +144,7 @@ def check_study(config: Path, output_dir: Path | None = None) -> Plan:
     return Plan(config, study, target, scans, pairs, skipped)
 
 
-def run_study(
-    config: Path, output_dir: Path | None = None, nprocs: int = 1, plugin: Plugin | None = None
-) -> Outcome:
+def run_study(config: Path, output_dir: Path | None = None, nprocs: int = 1, plugin: Plugin | None = None) -> Outcome:
     """Run a study, or what is left of it, and write its results, tables and figures.
 
     Parameters
@@ -245,9 +243,7 @@ def _failures(plan: Plan, causes: Sequence[str]) -> dict[str, str]:
     return failed
 
 
-def _run(
-    workflow: pe.Workflow, label: str, targets: Sequence[Path], nprocs: int, plugin: Plugin | None
-) -> list[str]:
+def _run(workflow: pe.Workflow, label: str, targets: Sequence[Path], nprocs: int, plugin: Plugin | None) -> list[str]:
     """Run a workflow to its end, whatever fails, and show how many files are there; return the causes of failures."""
     crashes = Path(workflow.base_dir) / "crashes"
     runner = _make_runner(nprocs, plugin)

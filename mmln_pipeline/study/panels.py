@@ -19,6 +19,8 @@ from mmln_pipeline.study.slices import PLANES, Slice, read_slices
 
 FIXED, MOVED, FOLDED = "#56B4E9", "#E69F00", "#D55E00"
 GAP_MM, LABEL_MM, LEGEND_MM = 0.8, 3.6, 5.0
+MOST = 0.18
+"""Share of what is labelled in a plane up to which a label is outlined."""
 LINES = 48
 """Lines of a flow field across the longest side of a panel."""
 
@@ -71,7 +73,7 @@ def plot_flow(rows: Mapping[str, Path], path: Path) -> list[Path]:
     """
     slices = {name: read_slices(file) for name, file in rows.items()}
     with mpl.style.context(["default", LOOK]):
-        figure, panels = _lay_out(next(iter(slices.values())), list(slices))
+        figure, panels = _lay_out(next(iter(slices.values())), list(slices), side_by_side=True)
         for axes, (name, plane) in panels.items():
             shown = slices[name][plane]
             axes.imshow(np.where(shown.fixed > 0, 0.86, 1.0), cmap="gray", vmin=0, vmax=1, origin="lower")
@@ -84,32 +86,48 @@ def plot_flow(rows: Mapping[str, Path], path: Path) -> list[Path]:
         return save(figure, path, "Flow fields as moved grids, in three planes")
 
 
-def _lay_out(planes: Mapping[str, Slice], names: list[str]) -> tuple[Figure, dict[Axes, tuple[str, str]]]:
-    """Return a figure with a line of panels a name, three planes side by side at one scale, and what each is for."""
+def _lay_out(
+    planes: Mapping[str, Slice], names: list[str], side_by_side: bool = False
+) -> tuple[Figure, dict[Axes, tuple[str, str]]]:
+    """Return a figure with a panel for each name and plane, at one scale, and what each panel is for.
+
+    Names go from top to bottom and planes from left to right, or the other way round.
+    """
     shapes = {plane: planes[plane].fixed.shape for plane in PLANES}
-    free = WIDTH_MM - GAP_MM * (len(PLANES) - 1)
-    scale = free / sum(width for _, width in shapes.values())
-    line = max(height for height, _ in shapes.values()) * scale + LABEL_MM
-    total = line * len(names) + LEGEND_MM
+    columns = names if side_by_side else list(PLANES)
+    widest = {column: max(w for p, (_, w) in shapes.items() if side_by_side or p == column) for column in columns}
+    highest = {plane: shapes[plane][0] if side_by_side else max(h for h, _ in shapes.values()) for plane in PLANES}
+    scale = (WIDTH_MM - GAP_MM * (len(columns) - 1)) / sum(widest.values())
+    lines = list(PLANES) if side_by_side else names
+    heights = [highest[line if side_by_side else "axial"] * scale for line in lines]
+    titles = [LABEL_MM if not side_by_side or number == 0 else GAP_MM for number in range(len(lines))]
+    total = sum(heights) + sum(titles) + LEGEND_MM
     figure, panels = Figure(figsize=(WIDTH_MM * MM, total * MM)), {}
-    for number, name in enumerate(names):
-        left, top = 0.0, number * line + LABEL_MM
-        figure.text(0.0, 1 - (top - 0.8) / total, name, ha="left", va="bottom", fontsize=7, parse_math=False)
-        for plane, (height, width) in shapes.items():
-            size = width * scale, height * scale
-            bottom = 1 - (top + (line - LABEL_MM + size[1]) / 2) / total
-            box = left / WIDTH_MM, bottom, size[0] / WIDTH_MM, size[1] / total
-            axes = figure.add_axes(box, label=f"{number} {plane}")
-            axes.set(xlim=(-0.5, width - 0.5), ylim=(-0.5, height - 0.5))
+    top = 0.0
+    for line, height, title in zip(lines, heights, titles, strict=True):
+        left, top = 0.0, top + title
+        for column in columns:
+            name, plane = (column, line) if side_by_side else (line, column)
+            if title == LABEL_MM and (side_by_side or column == columns[0]):
+                where = left / WIDTH_MM, 1 - (top - 0.8) / total
+                figure.text(*where, name, ha="left", va="bottom", fontsize=7, parse_math=False)
+            rows, cells = shapes[plane]
+            corner = left + (widest[column] - cells) * scale / 2, top + (height + rows * scale) / 2
+            box = corner[0] / WIDTH_MM, 1 - corner[1] / total, cells * scale / WIDTH_MM, rows * scale / total
+            axes = figure.add_axes(box, label=f"{name} {plane}")
+            axes.set(xlim=(-0.5, cells - 0.5), ylim=(-0.5, rows - 0.5))
             axes.set_axis_off()
             panels[axes] = name, plane
-            left += size[0] + GAP_MM
+            left += widest[column] * scale + GAP_MM
+        top += height
     return figure, panels
 
 
 def _outline(axes: Axes, labels: NDArray[np.integer], colour: str, width: float) -> None:
-    """Draw the outline of each label."""
+    """Draw the outline of each label but the largest ones, white matter, whose folds would cover everything."""
     for code in np.unique(labels[labels > 0]):
+        if (labels == code).sum() > MOST * (labels > 0).sum():
+            continue
         axes.contour(labels == code, levels=[0.5], colors=[colour], linewidths=[width])
 
 

@@ -124,7 +124,7 @@ def plot_radar(results: pd.DataFrame, rows: Sequence[str], test_set: str, path: 
     columns = min(2, len(atlases))
     lines = math.ceil(len(atlases) / columns)
     with mpl.style.context(["default", LOOK]):
-        figure = Figure(figsize=(WIDTH_MM * MM, (12 + 46 * lines) * MM), layout="constrained")
+        figure = Figure(figsize=(WIDTH_MM * MM, (15 + 45 * lines) * MM), layout="constrained")
         panels = figure.subplots(lines, columns, subplot_kw={"projection": "polar"}, squeeze=False)
         for axes, atlas in zip(panels.flat, atlases, strict=False):
             for row, colour, dash in zip(rows, COLOURS, DASHES, strict=False):
@@ -132,9 +132,9 @@ def plot_radar(results: pd.DataFrame, rows: Sequence[str], test_set: str, path: 
                 axes.plot([*angles, angles[0]], [*spokes, spokes[0]], color=colour, linestyle=dash, linewidth=1.2)
                 axes.fill(angles, spokes, color=colour, alpha=0.12, linewidth=0)
             axes.set_theta_offset(math.pi / 2)
-            axes.set_xticks(angles, [f"{name}\n{low:.3g} to {high:.3g}" for name, (low, high) in limits.items()])
-            axes.set(ylim=(0, 1.05), yticks=(0.5, 1.0), yticklabels=())
-            axes.tick_params(pad=1)
+            axes.set_xticks(angles, list(limits))
+            axes.set(ylim=(0, 1.05), yticks=(INNER, 1.0), yticklabels=())
+            axes.tick_params(pad=0)
             axes.grid(color=GRID, linewidth=0.4)
             axes.spines["polar"].set_visible(False)
             axes.set_title(f"Atlas {_scan(atlas)}", fontsize=7, pad=4)
@@ -143,16 +143,21 @@ def plot_radar(results: pd.DataFrame, rows: Sequence[str], test_set: str, path: 
         pens = zip(COLOURS, DASHES, rows, strict=False)
         handles = [Line2D([], [], color=colour, linestyle=dash, linewidth=1.2) for colour, dash, _ in pens]
         figure.legend(handles, rows, loc="outside upper center", ncols=2, frameon=False)
+        ranges = [f"{name} {_short(low)} to {_short(high)}" for name, (low, high) in limits.items()]
+        text = f"From the inner circle outwards: {ranges[0]}, {ranges[1]},\n{ranges[2]}, {ranges[3]}"
+        figure.supxlabel(text, fontsize=6)
         return save(figure, path, "Four scores of each atlas, the better the farther out")
 
 
 AXES: dict[str, Callable[[pd.Series], float]] = {
     "Dice": lambda mean: mean["dice"],
-    "|J|≤0, %": lambda mean: -mean["folding_percent"],
+    "folds": lambda mean: -mean["folding_percent"],
     "|TC − 1|": lambda mean: -abs(mean["tc"] - 1),
-    "Time, s": lambda mean: -mean["seconds"],
+    "time": lambda mean: -mean["seconds"],
 }
-"""Scores of the radar chart, each so that more is better."""
+"""Scores of the radar chart, each so that more is better; folds are %|J|<=0."""
+INNER = 0.25
+"""Where the inner circle lies, on which the worst score is."""
 
 
 def _four_scores(chosen: pd.DataFrame, row: str, test_set: str, atlas: str) -> list[float]:
@@ -164,14 +169,25 @@ def _four_scores(chosen: pd.DataFrame, row: str, test_set: str, atlas: str) -> l
 
 
 def _scale(values: dict) -> tuple[dict, dict[str, tuple[float, float]]]:
-    """Scale each score to 0.25 for the worst and 1 for the best shown; return the limits too, worst first."""
+    """Scale each score to `INNER` for the worst and 1 for the best shown; return the limits too, worst first."""
     table = np.array(list(values.values()))
     low, high = np.nanmin(table, axis=0), np.nanmax(table, axis=0)
     span = np.where(high > low, high - low, 1.0)
-    scaled = {key: 0.25 + 0.75 * np.where(high > low, (row - low) / span, 1.0) for key, row in values.items()}
+    scaled = {key: INNER + (1 - INNER) * np.where(high > low, (row - low) / span, 1.0) for key, row in values.items()}
     return scaled, {
         name: (abs(float(worst)), abs(float(best))) for name, worst, best in zip(AXES, low, high, strict=True)
     }
+
+
+def _short(value: float) -> str:
+    """Return a number with three digits that count, and no more than four decimals.
+
+    Examples
+    --------
+    >>> _short(0.7689), _short(0.00335), _short(1234.5), _short(0.0)
+    ('0.769', '0.0034', '1234', '0')
+    """
+    return f"{float(f'{value:.3g}'):.4f}".rstrip("0").rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
 def _scan(name: str) -> str:

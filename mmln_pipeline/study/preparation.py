@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,13 @@ def load_prepared(path: Path, study: StudyConfig) -> PreparedScan:
     -------
     PreparedScan
     """
-    grid = network_grid(load_template(study.data.template).image, shape=GRID_SHAPE)
     with np.load(path) as arrays:
-        whole = PreparedScan(arrays["image"].astype(np.float32) / 255, arrays["labels"], grid)
+        image = arrays["image"].astype(np.float32) / 255
+        whole = PreparedScan(image, arrays["labels"], _template_grid(study.data.template))
     return whole.halved(study.halvings)
+
+
+@lru_cache
+def _template_grid(template: str) -> Grid:
+    """Return the grid on which scans lie prepared."""
+    return network_grid(load_template(template).image, shape=GRID_SHAPE)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
+PRELOADED = ["torch", "nibabel", "mmln_pipeline.scores.evaluation", "mmln_pipeline.study.slices"]
+"""What every process of a study needs."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def run_task(task: Task, shown: Pair, threads: int) -> None:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # which libraries read as they are loaded
     left = list(task.pairs)
     while left:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as pool:
             while left:
                 pair = left.pop(0)
                 try:
@@ -141,6 +144,18 @@ def run_task(task: Task, shown: Pair, threads: int) -> None:
                 except BrokenProcessPool:
                     fail(task, pair, "the process was killed, most often for want of memory")
                     break
+
+
+def _fresh_processes() -> BaseContext:
+    """Return what starts processes that know nothing of this one's memory, where it can without loading libraries anew.
+
+    A server that has loaded them forks each process.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
 
 
 def fail(task: Task, pair: Pair, cause: str) -> None:
@@ -167,7 +182,7 @@ def train_row(config: Path, output_dir: Path, name: str, seed: int) -> str:
         The weights.
     """
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(load_study(config).threads)))
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as pool:
         return pool.submit(_train, config, output_dir, name, seed).result()
 
 

@@ -54,12 +54,13 @@ def training_facts(method: Method, root: Path) -> dict[str, float | None]:
         ``gradient_updates``, ``training_seconds`` and ``training_memory_mb``; None where nothing is known.
     """
     runs = _runs(method, root)
-    peaks = [stage.get("peak_memory_mb") for run in runs for stage in run.get("stages") or []]
-    known = [float(peak) for peak in peaks if peak is not None]
+    parts = [part for run in runs for part in (run, *(run.get("stages") or [])) if isinstance(part, dict)]
+    peaks = [float(part["peak_memory_mb"]) for part in parts if part.get("peak_memory_mb") is not None]
+    hours, seconds = _total(runs, "hours"), [run["seconds"] for run in runs if "seconds" in run]
     return {
-        "gradient_updates": _total(runs, "steps"),
-        "training_seconds": None if (hours := _total(runs, "hours")) is None else 3600 * hours,
-        "training_memory_mb": max(known, default=None),
+        "gradient_updates": _total(runs, "updates") or _total(runs, "steps"),
+        "training_seconds": sum(seconds) if seconds else None if hours is None else 3600 * hours,
+        "training_memory_mb": max(peaks, default=None),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,8 +42,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return p.tolist()
 
 
-def compare_rows(results: pd.DataFrame, rows: Sequence[str], reference: str, test_sets: list[str]) -> pd.DataFrame:
-    """Test every score of some rows against the reference's on the pairs that both have.
+def compare_rows(
+    results: pd.DataFrame,
+    rows: Sequence[str],
+    reference: str,
+    test_sets: list[str],
+    scores: Iterable[str] = tuple(SCORES),
+) -> pd.DataFrame:
+    """Test scores of some rows against the reference's on the pairs that both have.
 
     Parameters
     ----------
@@ -51,6 +57,8 @@ def compare_rows(results: pd.DataFrame, rows: Sequence[str], reference: str, tes
     rows : sequence of str
     reference : str
     test_sets : list of str
+    scores : iterable of str
+        All by default.
 
     Returns
     -------
@@ -61,7 +69,7 @@ def compare_rows(results: pd.DataFrame, rows: Sequence[str], reference: str, tes
     """
     own = by_pair(results, reference, test_sets)
     records = []
-    for score in SCORES:
+    for score in scores:
         tested = []
         for row in rows:
             found = by_pair(results, row, test_sets)[score].dropna()
@@ -81,9 +89,15 @@ def _badness(score: str, values: pd.Series) -> np.ndarray:
 
 
 def _test(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the p-value of a paired two-sided Wilcoxon test; NaN with too few pairs, 1 where nothing differs."""
-    if len(first) < FEWEST_PAIRS:
-        return float("nan")
-    if np.array_equal(first, second):
+    """Return the p-value of a paired two-sided Wilcoxon test without the pairs that do not differ.
+
+    NaN where too few are left, and 1 where none is. Exact unless differences tie: SciPy would then permute them for
+    seconds.
+    """
+    difference = (first - second)[first != second]
+    if len(first) >= FEWEST_PAIRS and not len(difference):
         return 1.0
-    return float(wilcoxon(first, second, zero_method="zsplit").pvalue)
+    if len(difference) < FEWEST_PAIRS:
+        return float("nan")
+    is_tied = len(np.unique(np.abs(difference))) < len(difference)
+    return float(wilcoxon(difference, method="approx" if is_tied else "exact").pvalue)

@@ -156,8 +156,8 @@ def _make_rows(
     present = [row for row in rows if len(by_pair(results, row, [test_set]))]
     if not present:
         return []
-    tested = compare_rows(results, [row.name for row in present], study.reference, [test_set])
-    p_values = tested[tested["score"] == "dice"].set_index("row")["p_holm"]
+    tested = compare_rows(results, [row.name for row in present], study.reference, [test_set], ["dice"])
+    p_values = tested.set_index("row")["p_holm"]
     base = baseline(present)
     base_means = None if base is None else by_pair(results, base, [test_set]).mean()
     made = []
@@ -195,10 +195,11 @@ def _origin(facts: dict) -> str:
     """Say where a row's weights come from, on what and how long they were trained, and how it was registered."""
     text = facts["provenance"] if isinstance(facts["provenance"], str) else ""
     parts = [text] if text else ["no weights"]
-    if not math.isnan(_float(facts["gradient_updates"])):
-        parts.append(f"{_float(facts['gradient_updates']):,.0f} gradient updates")
-    if not math.isnan(_float(facts["training_seconds"])):
-        parts.append(f"{_float(facts['training_seconds']):,.0f} s of training")
+    updates, seconds = _float(facts["gradient_updates"]), _float(facts["training_seconds"])
+    if "updates" not in text and not math.isnan(updates):
+        parts.append(f"{updates:,.0f} gradient updates")
+    if "updates" not in text and not math.isnan(seconds):
+        parts.append(f"{seconds:,.0f} s of training")
     if facts["seeds"] > 1:
         parts.append(f"{facts['seeds']} seeds, whose Dice spans {facts['dice_range']:.3f}")
     if facts["voxel_mm"] != facts["scored_voxel_mm"]:

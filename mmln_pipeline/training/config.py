@@ -352,7 +352,9 @@ def parse_data(table: dict[str, Any]) -> DataConfig:
     """
     data = dict(table)
     for key in ("train", "validation"):
-        data[key] = tuple(to_dataclass(DatasetConfig, entry, f"data.{key}") for entry in find_tables(data, key, "data."))
+        data[key] = tuple(
+            to_dataclass(DatasetConfig, entry, f"data.{key}") for entry in find_tables(data, key, "data.")
+        )
     return to_dataclass(DataConfig, data, "data")
 
 

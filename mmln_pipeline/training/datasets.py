@@ -199,7 +199,9 @@ def check_source(source: Source, table: LabelTable) -> None:
             f"training image {source.image}: expected a skull-stripped brain, found a head or no background"
         )
     if source.labels is not None:
-        check_numbers(np.asarray(load_labels(source.labels, "training labels").dataobj), table, f"training labels {source.labels}")
+        check_numbers(
+            np.asarray(load_labels(source.labels, "training labels").dataobj), table, f"training labels {source.labels}"
+        )
 
 
 def check_numbers(labels: NDArray[np.integer], table: LabelTable, where: str) -> None:
@@ -223,9 +225,7 @@ def check_numbers(labels: NDArray[np.integer], table: LabelTable, where: str) ->
     better = max(fits, key=lambda name: fits[name])
     if found == 0 or (table.name in fits and fits[better] > found):
         hint = f"; {better!r} as data.label_table finds {fits[better]}" if fits[better] > found else ""
-        raise ValueError(
-            f"{where}: expected the structures of {table.name}, found {found} of {len(table)}{hint}"
-        )
+        raise ValueError(f"{where}: expected the structures of {table.name}, found {found} of {len(table)}{hint}")
 
 
 def _count(numbers: NDArray[np.integer], table: LabelTable) -> int:
