@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -169,6 +170,20 @@ def test_official_weights_give_what_the_official_code_gives(name, weights, optio
     assert "official weights" in method.provenance
     expected = np.load(BENCH / "reference" / f"{reference}.npz")["displacement_vox"]
     assert np.abs(method.register(fixed, moving)[:, ::4, ::4, ::4] - expected).max() < 0.01
+
+
+CLASSICAL = {
+    "syn": {"iterations": (30, 20)},
+    "elastic": {"iterations": (30, 20), "metric": "CC", "sampling": 2},
+    "greedy": {"iterations": (30, 20)},
+    "fireants": {"scales": (2, 1), "iterations": (30, 20), "python": os.environ.get("MMLN_FIREANTS_PYTHON", "")},
+}
+
+
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_a_known_shift_is_found(name, pair):
+    found = core(make(name, **CLASSICAL[name]).register(*pair))
+    assert np.allclose(found, SHIFT, atol=0.75)
 
 
 LEARNED = {

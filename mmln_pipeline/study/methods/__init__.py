@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmln_pipeline.machine.toml import to_dataclass
+from mmln_pipeline.study.methods.ants import Elastic, SyN
 from mmln_pipeline.study.methods.base import Budget, LearnedMethod, Method, Surroundings
+from mmln_pipeline.study.methods.fireants import FireANTs
+from mmln_pipeline.study.methods.greedy import Greedy
 from mmln_pipeline.study.methods.initial import Initial
 from mmln_pipeline.study.methods.lapirn import CIRDM, LapIRNMethod
 
 __all__ = ["METHODS", "Budget", "LearnedMethod", "Method", "Surroundings", "make_method"]
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Initial, LapIRNMethod, CIRDM)}
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Initial, SyN, Elastic, Greedy, FireANTs, LapIRNMethod, CIRDM)
+}
 
 
 def make_method(name: str, options: Mapping[str, Any], surroundings: Surroundings | None = None) -> Method:
