@@ -14,7 +14,7 @@ import torch
 from mmln_pipeline.study.methods import METHODS, Budget, LearnedMethod, Surroundings, make_method
 from mmln_pipeline.study.methods.frames import Frame
 from mmln_pipeline.study.networks.lapirn import LapIRN, LapIRNConfig, from_official
-from mmln_pipeline.training.config import DataConfig
+from mmln_pipeline.training.config import DataConfig, load_config
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 SHAPE = (32, 40, 48)
@@ -58,10 +58,11 @@ def data(tmp_path, rng):
         image = rng.integers(0, 256, (16, 24, 16)).astype(np.uint8)
         labels = np.zeros(image.shape, np.int16)
         labels[4:8, 4 + i : 12, 4:12] = 47
+        image, labels = (array.repeat(2, 0).repeat(2, 1).repeat(2, 2) for array in (image, labels))
         np.savez(tmp_path / f"brain{i}.npz", image=image, **({"labels": labels} if i else {}))
         names.append({"name": f"brain{i}", "person": f"person{i}"})
     (tmp_path / "pack.json").write_text(json.dumps({"train": names, "validation": names}))
-    return DataConfig(pack=str(tmp_path))
+    return DataConfig(pack=str(tmp_path), halvings=1)
 
 
 def test_unknown_names_and_options_are_named():
@@ -190,6 +191,56 @@ LEARNED = {
     "lapirn": {"channels": 4},
     "cir-dm": {"channels": 4},
 }
+
+
+MMLN = """
+name = "paper"
+[network]
+channels = 4
+combine = "add"
+grid = [32, 48, 32]
+[loss]
+core = [16, 16, 16]
+[[stages]]
+levels = [1]
+steps = 20
+[[stages]]
+levels = [2]
+steps = 10
+frozen_steps = 10
+[[stages]]
+levels = [3]
+steps = 10
+"""
+
+
+@pytest.mark.parametrize(("options", "branches"), [({}, True), ({"slices": False, "core": False}, False)])
+def test_mmln_learns_with_or_without_its_strategies(options, branches, data, tmp_path):
+    (tmp_path / "paper.toml").write_text(MMLN)
+    around = Surroundings(tmp_path, "cpu", 1)
+    method = make_method("mmln", {"config": "paper.toml", **options}, around)
+    method.check()
+    weights = method.train(data, Budget(steps=4, seconds=3600), tmp_path / "run")
+    config = load_config(tmp_path / "run" / "config.toml")
+    assert [stage.steps for stage in config.stages] == [2, 1, 1]
+    assert config.loss.core == (8, 8, 8)
+    assert bool(config.loss.theta) == bool(config.loss.alpha) == bool(config.network.slices) == branches
+    assert method.train(data, Budget(steps=4), tmp_path / "run") == weights
+    trained = method.with_model(weights)
+    trained.check()
+    assert "4 steps" in trained.provenance
+    image = nib.Nifti1Image(np.random.default_rng(0).random((16, 24, 16), np.float32), np.eye(4))
+    assert trained.register(image, image).shape == (3, 16, 24, 16)
+    with pytest.raises(ValueError, match=r"made for a grid of \(16, 24, 16\)"):
+        trained.register(*[nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4))] * 2)
+
+
+def test_mmln_is_the_bundled_model_by_default():
+    method = make("mmln")
+    method.check()
+    assert method.is_trained and "bundled weights mmln, trained on" in method.provenance
+    with pytest.raises(ValueError, match="mmln: expected option 'config'"):
+        method.train(DataConfig(), Budget(steps=1), Path("unused"))
 
 
 @pytest.mark.parametrize("name", LEARNED)

@@ -81,8 +81,8 @@ class Progress:
         Time of the updates so far, without validation and saving.
     phase : int
         The phase that runs, from 0.
-    updates : dict of str to int
-        Updates of each phase, by its number from 1.
+    updates, spent : dict of str to float
+        Updates and seconds of each phase, by its number from 1.
     validated : int
         Validations so far.
     scores : dict of str to float
@@ -95,6 +95,7 @@ class Progress:
     seconds: float = 0.0
     phase: int = 0
     updates: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, float] = field(default_factory=dict)
     validated: int = 0
     scores: dict[str, float] = field(default_factory=dict)
     finished: bool = False
@@ -244,7 +245,8 @@ class _Run:
         numbers = {name: float(value.detach()) for name, value in losses.items()}
         seconds = time.monotonic() - begin
         p.step, p.seconds = p.step + 1, p.seconds + seconds
-        p.updates[str(phase + 1)] = p.updates.get(str(phase + 1), 0) + 1
+        key = str(phase + 1)
+        p.updates[key], p.spent[key] = p.updates.get(key, 0) + 1, p.spent.get(key, 0.0) + seconds
         self._log(phase, numbers, seconds)
         return numbers
 
@@ -302,11 +304,11 @@ class _Run:
             "training": {
                 "volumes": [v.name for v in self.volumes],
                 "validation": [v.name for v in self.validation],
-                "updates": dict(p.updates),
-                "seconds": round(p.seconds, 1),
+                "steps": dict(p.updates),
+                "hours": {phase: round(seconds / 3600, 4) for phase, seconds in p.spent.items()},
+                "stages": [{"peak_memory_mb": round(peak_memory_mb())}],
                 "threads": torch.get_num_threads(),
                 "device": str(self.device),
-                "peak_memory_mb": round(peak_memory_mb()),
                 **{key: self.what[key] for key in ("optimization", "data", "seed")},
             },
             "scores": p.scores,
@@ -372,10 +374,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def describe(card: dict[str, Any]) -> str:
     """Say on what, and for how long, a peer's weights were trained."""
     training = card["training"]
-    updates = sum(training["updates"].values())
+    updates, hours = sum(training["steps"].values()), sum(training["hours"].values())
     size = " x ".join(map(str, card["grid"]))
     kept = f", weights of update {card['scores']['step']} kept" if card["scores"] else ""
     return (
         f"trained from scratch on {len(training['volumes'])} scans at {size} voxels: {updates} updates, "
-        f"{training['seconds'] / 60:.0f} minutes on {training['threads']} threads ({training['device']}){kept}"
+        f"{60 * hours:.0f} minutes on {training['threads']} threads ({training['device']}){kept}"
     )

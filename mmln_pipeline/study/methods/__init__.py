@@ -12,11 +12,12 @@ from mmln_pipeline.study.methods.fireants import FireANTs
 from mmln_pipeline.study.methods.greedy import Greedy
 from mmln_pipeline.study.methods.initial import Initial
 from mmln_pipeline.study.methods.lapirn import CIRDM, LapIRNMethod
+from mmln_pipeline.study.methods.mmln import MMLNMethod
 
 __all__ = ["METHODS", "Budget", "LearnedMethod", "Method", "Surroundings", "make_method"]
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Initial, SyN, Elastic, Greedy, FireANTs, LapIRNMethod, CIRDM)
+    kind.name: kind for kind in (Initial, SyN, Elastic, Greedy, FireANTs, LapIRNMethod, CIRDM, MMLNMethod)
 }
 
 

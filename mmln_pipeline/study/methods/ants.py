@@ -1,4 +1,4 @@
-"""ANTs' symmetric normalisation: SyN, which smooths each update, and its elastic form, which smooths the whole field."""
+"""ANTs' symmetric normalisation: SyN, which smooths each update, and its elastic form, which smooths the field."""
 
 from __future__ import annotations
 

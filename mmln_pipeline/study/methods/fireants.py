@@ -95,7 +95,8 @@ class FireANTs(Method):
             pair, warp = Path(folder) / "pair.npz", Path(folder) / "warp.npy"
             arrays = {name: i.get_fdata(dtype=np.float32) for name, i in (("fixed", fixed), ("moving", moving))}
             np.savez(pair, **arrays)
-            command = [self.python, str(PROGRAM), str(pair), str(warp), json.dumps(options)]
+            # -I: with the program's folder on the path, this very module would stand for the library of its name
+            command = [self.python, "-I", str(PROGRAM), str(pair), str(warp), json.dumps(options)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode or not warp.is_file():
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
