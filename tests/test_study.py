@@ -7,13 +7,18 @@ import json
 import shutil
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import tomli_w
 
 from mmln_pipeline import cli
 from mmln_pipeline.atlas.labels import structures28
+from mmln_pipeline.machine.toml import read_toml
+from mmln_pipeline.network.architecture import NetworkConfig
+from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.space.grids import GRID_SHAPE
 from mmln_pipeline.study import compare, protocol
 from mmln_pipeline.study.configuration import load_study
@@ -23,7 +28,9 @@ from mmln_pipeline.study.results import costs, read_results
 from mmln_pipeline.study.significance import holm
 from mmln_pipeline.training import pack
 from mmln_pipeline.training.datasets import Source
+from mmln_pipeline.weights import save_model
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = tuple(n // 4 for n in GRID_SHAPE)
 CONFIG = """
 name = "tiny"
@@ -153,32 +160,55 @@ def test_a_step_down_of_p_values():
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """A run of the two rows."""
-    config = write_config(place)
-    outcome = compare.run_study(config)
+    """A run of every row of the smoke test, on tiny brains and with tiny bundled weights."""
+    content = read_toml(CONFIGS / "study-smoke.toml")
+    model = place / "tiny.safetensors"
+    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SMALL)), model, {"name": "tiny", "training": {}})
+    for row in content["rows"]:
+        options = row.get("options", {})
+        options |= {"config": str(CONFIGS / options["config"])} if "config" in options else {}
+        options |= {"model": str(model)} if "model" in options else {}
+    test_set, data = content["sets"][0], content["data"]
+    test_set |= {"path": "brains", "labels": "derivatives/seg", "cortex": False}
+    data["train"][0] |= {"path": "brains", "labels": "derivatives/seg"}
+    for part in (test_set, data["train"][0]):
+        del part["split_table"]
+    content |= {"prepared": "study-scans", "output_dir": "smoke"}
+    data["pack"] = "pack"
+    config = place / "smoke.toml"
+    config.write_text(tomli_w.dumps(content))
+    outcome = compare.run_study(config, nprocs=2)
     assert not outcome.failed
     return config, outcome
 
 
 def test_a_run_leaves_results_tables_and_figures(place, finished):
-    _, outcome = finished
-    folder = place / "study"
+    config, outcome = finished
+    folder = place / "smoke"
     names = {path.name for path in outcome.written}
     assert {"results.tsv", "tables.md", "table1.tex", "table4.tex", "statistics.tsv"} <= names
     assert {"figure3.png", "figure4.svg", "figure5.png", "figure6.svg"} <= names
     results = read_results(folder)
-    assert list(results["row"].unique()) == ["Initial", "Ours"]
-    assert len(results) == 4
-    assert (results["dice"] == results["dice_before"]).all()  # nothing moves
-    assert results["call"].tolist() == [1, 2, 1, 2]
-    assert 50 < costs(results, "Ours", ["brains"])["peak_memory_mb"] < 4000
+    rows = [row.name for row in load_study(config).rows if row.name not in outcome.skipped]
+    assert {"Initial", "SyN", "LapIRN", "MMLN"} <= set(rows)
+    assert list(results["row"].unique()) == rows
+    assert len(results) == 2 * len(rows)
+    assert results["call"].tolist() == [1, 2] * len(rows)
+    still = results[results["row"] == "Initial"]
+    assert (still["dice"] == still["dice_before"]).all()
+    learned = results[results["row"].isin(["LapIRN", "MMLN", "LapIRN with core"])]
+    assert learned["gradient_updates"].gt(2).all()
+    assert learned["training_memory_mb"].gt(50).all()
+    assert learned["provenance"].str.contains("2 scans").all()
+    for row in rows:
+        assert 50 < costs(results, row, ["oasis"])["peak_memory_mb"] < 8000
     assert not (folder / "work").exists()
 
 
 def test_tables_and_figures_come_back_byte_for_byte_from_the_results(place, finished, tmp_path):
     config, outcome = finished
-    shutil.copytree(place / "study" / "slices", tmp_path / "slices")
-    shutil.copy(place / "study" / "results.tsv", tmp_path)
+    shutil.copytree(place / "smoke" / "slices", tmp_path / "slices")
+    shutil.copy(place / "smoke" / "results.tsv", tmp_path)
     assert cli.main(["compare", str(config), "--reports-only", "--output-dir", str(tmp_path)]) == 0
     for path in outcome.written:
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
@@ -211,7 +241,7 @@ def test_a_second_run_touches_no_pair_and_a_pair_that_is_gone_is_made_again(plac
     config, _ = finished
     monkeypatch.setattr(protocol, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(compare, "write_report", lambda *_: [])
-    paths = sorted((place / "study" / "pairs").rglob("*.json"))
+    paths = sorted((place / "smoke" / "pairs").rglob("*.json"))
     before = {path: path.stat().st_mtime_ns for path in paths}
     paths[0].unlink()
     outcome = compare.run_study(config)

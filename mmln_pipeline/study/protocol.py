@@ -20,7 +20,7 @@ from mmln_pipeline.machine.home import ensure_home
 from mmln_pipeline.study.configuration import Row, StudyConfig, TestSet, load_study, slug
 from mmln_pipeline.study.methods import LearnedMethod, Method, Surroundings
 from mmln_pipeline.study.people import Pair
-from mmln_pipeline.study.provenance import training_facts
+from mmln_pipeline.study.provenance import training_facts, weights_file
 
 PROTOCOL = "pairs/1"
 """Name of what is done to a pair and measured; a change of it makes every row stale."""
@@ -100,10 +100,10 @@ def fingerprint(study: StudyConfig, row: Row, seed: int, pair: Pair, root: Path)
         "set": asdict(study.test_set(pair.test_set)) | {"path": "", "atlases": None},
         "scans": [_content(root / study.prepared / f"{name}.npz") for name in (pair.fixed, pair.moving)],
     }
-    model = row.options.get("model") if row.is_learned else None
-    if model:
-        made_from["model"] = _content(root / str(model))
-    elif row.is_learned:
+    weights = weights_file(row.make(Surroundings(root)), root)
+    files = [root / value for value in row.options.values() if isinstance(value, str) and value]
+    made_from["files"] = [_content(path) for path in (*files, *([weights] if weights else []))]
+    if row.is_learned and weights is None:
         made_from["training"] = [asdict(study.data), None if study.budget is None else asdict(study.budget)]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

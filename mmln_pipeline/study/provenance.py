@@ -58,10 +58,18 @@ def training_facts(method: Method, root: Path) -> dict[str, float | None]:
     peaks = [float(part["peak_memory_mb"]) for part in parts if part.get("peak_memory_mb") is not None]
     hours, seconds = _total(runs, "hours"), [run["seconds"] for run in runs if "seconds" in run]
     return {
-        "gradient_updates": _total(runs, "updates") or _total(runs, "steps"),
+        "gradient_updates": _total(runs, "updates") or _updates(runs),
         "training_seconds": sum(seconds) if seconds else None if hours is None else 3600 * hours,
         "training_memory_mb": max(peaks, default=None),
     }
+
+
+def weights_file(method: Method, root: Path) -> Path | None:
+    """Return the weights that a row names, bundled or of a file; None for a method without."""
+    if not isinstance(method, LearnedMethod) or not method.is_trained:
+        return None
+    bundled = FOLDER / f"{method.settings.model}.safetensors"
+    return bundled if bundled.is_file() else root / str(method.settings.model)
 
 
 def _runs(method: Method, root: Path) -> list[dict[str, Any]]:
@@ -70,6 +78,13 @@ def _runs(method: Method, root: Path) -> list[dict[str, Any]]:
         return []
     training = read_training(str(method.settings.model), root)
     return [*training.get("before", []), training] if training else []
+
+
+def _updates(runs: list[dict[str, Any]]) -> float | None:
+    """Return the updates of a training of MMLN, whose steps are one each where every level runs once."""
+    schedules = [run.get("config", {}).get("network", {}).get("schedule", []) for run in runs]
+    is_plain = all(schedule and len(set(schedule)) == len(schedule) for schedule in schedules)
+    return _total(runs, "steps") if is_plain else None
 
 
 def _total(runs: list[dict[str, Any]], key: str) -> float | None:
