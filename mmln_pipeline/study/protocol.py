@@ -211,7 +211,9 @@ def _register_pair(task: Task, pair: Pair, is_shown: bool) -> None:
         if not _state:
             surroundings = Surroundings(root, study.device, study.threads, task.seed)
             method = row.make(surroundings)
-            _state.update(method=method.with_model(task.model) if task.model else method, call=0)
+            if task.model and isinstance(method, LearnedMethod):
+                method = method.with_model(task.model)
+            _state.update(method=method, call=0)
         scores = _measure(study, row, task, pair, root, is_shown)
     except Exception as error:
         fail(task, pair, f"{type(error).__name__}: {error}")

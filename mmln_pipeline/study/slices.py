@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -81,13 +82,13 @@ def keep_slices(
         "moved_labels": _recode(turn(moved_labels), table),
     }
     box = _box(turn(fixed.brain))
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for plane, (cut, right, up) in PLANES.items():
         where = _cut(box, cut)
         for name, volume in (volumes | {"right": field[right], "up": field[up]}).items():
-            arrays[f"{plane}_{name}"] = volume[box].take(where, axis=cut).T
+            arrays[f"{plane}_{name}"] = np.ascontiguousarray(volume[box].take(where, axis=cut).T)
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, **{name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        np.savez_compressed(temporary, **arrays)
 
 
 def read_slices(path: Path) -> dict[str, Slice]:

@@ -159,7 +159,7 @@ def _make_rows(
     tested = compare_rows(results, [row.name for row in present], study.reference, [test_set], ["dice"])
     p_values = tested.set_index("row")["p_holm"]
     base = baseline(present)
-    base_means = None if base is None else by_pair(results, base, [test_set]).mean()
+    base_means = by_pair(results, present[0] if base is None else base, [test_set]).mean()
     made = []
     for row in present:
         found, cost = by_pair(results, row, [test_set]), costs(results, row.name, [test_set])
@@ -169,11 +169,9 @@ def _make_rows(
         dice, folds, tc, *others = (cells[column.score] for column in COLUMNS)
         scores = [dice, folds, tc]
         if number < 3:
-            is_better = base is not None and row is not base and base_means is not None
-            changes = [
-                _change(found[name].mean(), base_means[name]) if is_better and row.method != "initial" else NOTHING
-                for name in ("dice", "folding_percent")
-            ]
+            has_change = base is not None and row.name != base.name and row.method != "initial"
+            names = ("dice", "folding_percent")
+            changes = [_change(found[n].mean(), base_means[n]) if has_change else NOTHING for n in names]
             scores = [dice, changes[0], folds, changes[1], tc]
         time = NOTHING if row.method == "initial" else _number(cost["seconds"], 2) + "*" * (not cost["is_warm"])
         facts = _facts(results, row, test_set)
