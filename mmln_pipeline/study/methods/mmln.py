@@ -163,13 +163,10 @@ class MMLNMethod(LearnedMethod):
         from mmln_pipeline.training import loop
 
         set_threads(self.surroundings.threads)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        path = output_dir / CONFIG
+        path, wanted = output_dir / CONFIG, self._study_config(data)
         if not path.is_file():
-            config = self._study_config(data)
-            _write(_scaled(config, self._count_steps(config, budget)), path)
+            _write(_scaled(wanted, self._count_steps(wanted, budget)), path)
         started = load_config(path)
-        wanted = self._study_config(data)
         for part in ("network", "loss", "data", "seed"):
             if getattr(started, part) != getattr(wanted, part):
                 raise ValueError(f"{path}: {part} was another when this run began; give another folder, or delete it")
