@@ -19,9 +19,11 @@ from mmln_pipeline.study.methods.voxelmorph import VoxelMorph
 
 __all__ = ["METHODS", "Budget", "LearnedMethod", "Method", "Surroundings", "make_method"]
 
-METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Initial, SyN, Elastic, Greedy, FireANTs, LapIRNMethod, CIRDM, MMLNMethod)
-}
+_KINDS: tuple[type[Method], ...] = (
+    *(Initial, SyN, Elastic, Greedy, FireANTs),
+    *(VoxelMorph, LapIRNMethod, CIRDM, ViTVNetMethod, TransMorphMethod, MMLNMethod),
+)
+METHODS = {kind.name: kind for kind in _KINDS}
 
 
 def make_method(name: str, options: Mapping[str, Any], surroundings: Surroundings | None = None) -> Method:

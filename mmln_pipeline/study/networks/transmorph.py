@@ -47,7 +47,7 @@ class TransMorph(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.merges = nn.ModuleList(PatchMergingV2(width) for width in widths[:-1])
-        self.half, self.full = ConvBlock(2, channels // 2), ConvBlock(2, FULL_SIZE)
+        self.at_half, self.at_full = ConvBlock(2, channels // 2), ConvBlock(2, FULL_SIZE)
         skips = [*widths[-2::-1], channels // 2, FULL_SIZE]
         inputs = [widths[-1], *skips[:-1]]
         self.ups = nn.ModuleList(UpBlock(i, s, s) for i, s in zip(inputs, skips, strict=True))
@@ -61,7 +61,7 @@ class TransMorph(nn.Module):
             maps.append(norm(x).movedim(-1, 1))
             if number < len(self.merges):
                 x = self.merges[number](x).movedim(-1, 1)
-        skips = [*maps[-2::-1], self.half(F.avg_pool3d(pair, 2)), self.full(pair)]
+        skips = [*maps[-2::-1], self.at_half(F.avg_pool3d(pair, 2)), self.at_full(pair)]
         return draw(maps[-1], self.ups, skips, self.head)
 
 

@@ -46,7 +46,7 @@ class ViTVNet(nn.Module):
             nn.Sequential(ConvBlock(i, o), ConvBlock(o, o)) for i, o in zip(inputs, ENCODER, strict=True)
         )
         self.transformer = ViT(ENCODER[-1], [n // 4 for n in grid], PATCH, hidden, mlp, layers, heads)
-        self.bottom = ConvBlock(hidden, BOTTOM)
+        self.bottom = nn.Sequential(nn.Conv3d(hidden, BOTTOM, 3, padding=1), nn.LeakyReLU(0.2))
         skips = (ENCODER[2], ENCODER[2], *ENCODER[::-1])
         ups = zip((BOTTOM, *DECODER[:-1]), DECODER, skips, strict=True)
         self.ups = nn.ModuleList(UpBlock(*sizes) for sizes in ups)
