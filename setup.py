@@ -31,9 +31,10 @@ def list_packages():
 
 
 TRAIN = ["joblib>=1.4", "lightning>=2.2"]
+COMPARE = ["antspyx>=0.5", "einops>=0.7", "monai>=1.4", "picsl-greedy>=1.4"]
 TEST = [
     *TRAIN,
-    "antspyx>=0.5",
+    *COMPARE,
     "bids-validator-deno>=2",
     "build>=1.2",
     "hypothesis>=6",
@@ -104,6 +105,7 @@ setup(
     ],
     extras_require={
         "train": TRAIN,
+        "compare": [*TRAIN, *COMPARE],
         "test": TEST,
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6", "tabulate>=0.9"],

@@ -175,7 +175,7 @@ def test_official_weights_give_what_the_official_code_gives(name, weights, optio
 
 CLASSICAL = {
     "syn": {"iterations": (30, 20)},
-    "elastic": {"iterations": (30, 20), "metric": "CC", "sampling": 2},
+    "elastic": {"iterations": (30, 20)},
     "greedy": {"iterations": (30, 20)},
     "fireants": {"scales": (2, 1), "iterations": (30, 20), "python": os.environ.get("MMLN_FIREANTS_PYTHON", "")},
 }
@@ -190,6 +190,9 @@ def test_a_known_shift_is_found(name, pair):
 LEARNED = {
     "lapirn": {"channels": 4},
     "cir-dm": {"channels": 4},
+    "voxelmorph": {"channels": 8, "diffeomorphic": True},
+    "transmorph": {"channels": 8},
+    "vit-v-net": {"hidden": 12, "layers": 1, "heads": 2, "mlp": 16},
 }
 
 
@@ -244,42 +247,49 @@ def test_mmln_is_the_bundled_model_by_default():
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_a_peer_learns_resumes_to_the_bit_and_registers(name, data, tmp_path, monkeypatch):
-    from mmln_pipeline.study import learning
-
+def test_a_peer_learns_and_registers(name, data, tmp_path):
     method = make(name, **LEARNED[name])
     assert isinstance(method, LearnedMethod) and not method.is_trained
-    weights = method.train(data, Budget(steps=4), tmp_path / "run")
-    straight = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert straight["progress"]["step"] == 4 and straight["progress"]["finished"]
+    with pytest.raises(ValueError, match="expected option 'model'"):
+        method.register(*[nib.Nifti1Image(np.ones((8, 8, 8), np.float32), np.eye(4))] * 2)
+    steps = 3 if len(method.phases) > 1 else 1
+    weights = method.train(data, Budget(steps=steps, seconds=3600), tmp_path / "run")
+    assert method.train(data, Budget(steps=steps, seconds=3600), tmp_path / "run") == weights
+    trained = method.with_model(weights)
+    trained.check()
+    assert f"{steps} updates" in trained.provenance
+    image = nib.Nifti1Image(np.random.default_rng(0).random((16, 24, 16), np.float32), np.eye(4))
+    assert trained.register(image, image).shape == (3, 16, 24, 16)
+    other = "cir-dm" if name == "lapirn" else "lapirn"
+    with pytest.raises(ValueError, match=f"holds weights of '{name}', expected those of '{other}'"):
+        make(other, model=str(weights)).check()
 
-    class Stopped(Exception):
-        pass
+
+def test_a_stopped_training_goes_on_to_the_bit(data, tmp_path, monkeypatch):
+    from mmln_pipeline.study import learning
+
+    method, budget = make("lapirn", **LEARNED["lapirn"]), Budget(steps=4)
+    method.train(data, budget, tmp_path / "run")
 
     def stop_after(step):
         def keep_up(self, phase):
             self._save()
             if self.progress.step == step:
-                raise Stopped
+                raise KeyboardInterrupt
 
         return keep_up
 
     with monkeypatch.context() as patch:
         for step in (1, 3):
             patch.setattr(learning._Run, "_keep_up", stop_after(step))
-            with pytest.raises(Stopped):
-                method.train(data, Budget(steps=4), tmp_path / "again")
-    method.train(data, Budget(steps=4), tmp_path / "again")
-    resumed = torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)
+            with pytest.raises(KeyboardInterrupt):
+                method.train(data, budget, tmp_path / "again")
+    method.train(data, budget, tmp_path / "again")
+    straight, resumed = (torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("run", "again"))
+    assert straight["progress"]["finished"] and straight["progress"]["step"] == resumed["progress"]["step"] == 4
     for key in ("network", "averaged"):
         for tensor, same in zip(straight[key].values(), resumed[key].values(), strict=True):
             assert torch.equal(tensor, same)
-    assert len((tmp_path / "again" / "log.csv").read_text().splitlines()) == 5
+    assert len((tmp_path / "again" / "log.csv").read_text().splitlines()) == 1 + 4
     with pytest.raises(ValueError, match="made with another configuration: options"):
-        make(name, **LEARNED[name], smoothing=0.5).train(data, Budget(steps=4), tmp_path / "run")
-
-    trained = method.with_model(weights)
-    trained.check()
-    assert "4 updates" in trained.provenance
-    image = nib.Nifti1Image(np.random.default_rng(0).random((16, 24, 16), np.float32), np.eye(4))
-    assert trained.register(image, image).shape == (3, 16, 24, 16)
+        make("lapirn", **LEARNED["lapirn"], smoothing=0.5).train(data, budget, tmp_path / "run")

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ PARTS = 1000
 class Trainee(Protocol):
     """What a peer tells of its learning."""
 
-    name: str
-    phases: Sequence[float]
+    name: ClassVar[str]
+    phases: ClassVar[Sequence[float]]
 
     def build(self, grid: Sequence[int]) -> nn.Module:
         """Make the untrained network for images of a size."""
@@ -278,7 +278,7 @@ class _Run:
     @torch.no_grad()
     def _validate(self) -> None:
         """Score the averaged weights and keep them where they are the best; without labels the last are."""
-        network = cast(nn.Module, self.averaged.module).eval()
+        network = self.averaged.module.eval()
         scores = []
         for fixed, moving in islice(validation_pairs(self.validation), VALIDATION_PAIRS):
             with autocast(self.device):

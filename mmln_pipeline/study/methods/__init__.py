@@ -13,12 +13,17 @@ from mmln_pipeline.study.methods.greedy import Greedy
 from mmln_pipeline.study.methods.initial import Initial
 from mmln_pipeline.study.methods.lapirn import CIRDM, LapIRNMethod
 from mmln_pipeline.study.methods.mmln import MMLNMethod
+from mmln_pipeline.study.methods.transmorph import TransMorphMethod
+from mmln_pipeline.study.methods.vit_v_net import ViTVNetMethod
+from mmln_pipeline.study.methods.voxelmorph import VoxelMorph
 
 __all__ = ["METHODS", "Budget", "LearnedMethod", "Method", "Surroundings", "make_method"]
 
-METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Initial, SyN, Elastic, Greedy, FireANTs, LapIRNMethod, CIRDM, MMLNMethod)
-}
+_KINDS: tuple[type[Method], ...] = (
+    *(Initial, SyN, Elastic, Greedy, FireANTs),
+    *(VoxelMorph, LapIRNMethod, CIRDM, ViTVNetMethod, TransMorphMethod, MMLNMethod),
+)
+METHODS = {kind.name: kind for kind in _KINDS}
 
 
 def make_method(name: str, options: Mapping[str, Any], surroundings: Surroundings | None = None) -> Method:

@@ -51,10 +51,9 @@ class SyNSettings:
 
 @dataclass(frozen=True)
 class ElasticSettings(SyNSettings):
-    """Options of the elastic form; the two variances are those of ANTs' own script for elastic registration."""
+    """Options of the elastic form."""
 
-    update_smoothing: float = 0.5
-    total_smoothing: float = 3.0
+    total_smoothing: float = 0.5
 
 
 class SyN(Method):

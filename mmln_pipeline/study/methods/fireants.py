@@ -93,8 +93,7 @@ class FireANTs(Method):
         options["device"] = str(resolve_device(around.device))
         with TemporaryDirectory(prefix="mmln-") as folder:
             pair, warp = Path(folder) / "pair.npz", Path(folder) / "warp.npy"
-            arrays = {name: i.get_fdata(dtype=np.float32) for name, i in (("fixed", fixed), ("moving", moving))}
-            np.savez(pair, **arrays)
+            np.savez(pair, fixed=fixed.get_fdata(dtype=np.float32), moving=moving.get_fdata(dtype=np.float32))
             # -I: with the program's folder on the path, this very module would stand for the library of its name
             command = [self.python, "-I", str(PROGRAM), str(pair), str(warp), json.dumps(options)]
             done = subprocess.run(command, capture_output=True, text=True)

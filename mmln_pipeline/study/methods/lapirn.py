@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 from nibabel import Nifti1Image
@@ -67,7 +67,7 @@ class LapIRNMethod(NetworkMethod):
     """
 
     name = "lapirn"
-    Settings = LapIRNSettings
+    Settings: ClassVar[type[LearnedSettings]] = LapIRNSettings
     settings: LapIRNSettings
     phases = (0.25, 0.25, 0.5)
 

@@ -163,13 +163,10 @@ class MMLNMethod(LearnedMethod):
         from mmln_pipeline.training import loop
 
         set_threads(self.surroundings.threads)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        path = output_dir / CONFIG
+        path, wanted = output_dir / CONFIG, self._study_config(data)
         if not path.is_file():
-            config = self._study_config(data)
-            _write(_scaled(config, self._count_steps(config, budget)), path)
+            _write(_scaled(wanted, self._count_steps(wanted, budget)), path)
         started = load_config(path)
-        wanted = self._study_config(data)
         for part in ("network", "loss", "data", "seed"):
             if getattr(started, part) != getattr(wanted, part):
                 raise ValueError(f"{path}: {part} was another when this run began; give another folder, or delete it")
@@ -189,8 +186,8 @@ class MMLNMethod(LearnedMethod):
         """Return the row's configuration with the study's data and seed, its sizes those of the study's grid."""
         base, root, s = self._base_config(), self.surroundings.root.resolve(), self.settings
         extra = data.halvings - base.data.halvings
-        core = tuple(max(2, int(n / 2**extra)) for n in base.loss.core)
-        loss = replace(base.loss, core=core) if s.core else replace(base.loss, core=core, theta=0.0)
+        i, j, k = (max(2, int(n / 2**extra)) for n in base.loss.core)
+        loss = replace(base.loss, core=(i, j, k), theta=base.loss.theta if s.core else 0.0)
         network = base.network
         if not s.slices:
             loss, network = replace(loss, alpha=0.0, beta=0.0), replace(network, slices=())
@@ -235,8 +232,8 @@ def _scaled(config: TrainConfig, factor: float) -> TrainConfig:
         frozen = stage.frozen_steps if stage.frozen_steps < 0 else round(factor * stage.frozen_steps)
         stages.append(replace(stage, steps=max(1, round(factor * stage.steps)), frozen_steps=frozen))
     longest = max(stage.steps for stage in stages)
-    every = {"validate_every": max(1, math.ceil(longest / 4)), "save_every": max(1, math.ceil(longest / 50))}
-    return replace(config, stages=tuple(stages), **every)
+    seldom, often = math.ceil(longest / 4), math.ceil(longest / 50)
+    return replace(config, stages=tuple(stages), validate_every=seldom, save_every=often)
 
 
 def _write(config: TrainConfig, path: Path) -> None:

@@ -265,7 +265,7 @@ def from_official(state: Mapping[str, Tensor], diffeomorphic: bool) -> LapIRN:
     tensors = {}
     for name, tensor in state.items():
         for pattern, ours in _OFFICIAL:
-            name = re.sub(pattern, ours, name)  # type: ignore[call-overload]
+            name = re.sub(pattern, ours, name)
         tensors[name] = tensor
     down = tensors.get("levels.0.down.weight")
     if down is None:
