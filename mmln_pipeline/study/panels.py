@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from mmln_pipeline.study.planes import PLANES, Slice, read_slices
 from mmln_pipeline.study.plots import LOOK, MM, WIDTH_MM, save
-from mmln_pipeline.study.slices import PLANES, Slice, read_slices
 
 FIXED, MOVED, FOLDED = "#56B4E9", "#E69F00", "#D55E00"
 GAP_MM, LABEL_MM, LEGEND_MM = 0.8, 3.6, 5.0

@@ -30,7 +30,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-PRELOADED = ["torch", "nibabel", "mmln_pipeline.scores.evaluation", "mmln_pipeline.study.slices"]
+PRELOADED = ["torch", "nibabel", "mmln_pipeline.scores.evaluation", "mmln_pipeline.study.planes"]
 """What every process of a study needs."""
 
 
@@ -230,8 +230,8 @@ def _measure(study: StudyConfig, row: Row, task: Task, pair: Pair, root: Path, i
     from mmln_pipeline import __version__
     from mmln_pipeline.machine.devices import peak_memory_mb, set_threads
     from mmln_pipeline.scores.evaluation import jsonable
+    from mmln_pipeline.study.planes import keep_slices
     from mmln_pipeline.study.preparation import load_prepared, load_table
-    from mmln_pipeline.study.slices import keep_slices
 
     set_threads(study.threads)
     torch.manual_seed(task.seed)
