@@ -33,10 +33,11 @@ def list_packages():
 
 CONVERT = ["fslpy>=3.20", "nitransforms>=25.1"]
 TRAIN = ["joblib>=1.4", "lightning>=2.2"]
+COMPARE = ["antspyx>=0.5", "einops>=0.7", "monai>=1.4", "picsl-greedy>=1.4"]
 TEST = [
     *CONVERT,
     *TRAIN,
-    "antspyx>=0.5",
+    *COMPARE,
     "bids-validator-deno>=2",
     "build>=1.2",
     "hypothesis>=6",
@@ -126,6 +127,7 @@ setup(
     extras_require={
         "convert": CONVERT,
         "train": TRAIN,
+        "compare": [*TRAIN, *COMPARE],
         "test": TEST,
         "docs": DOCS,
         "dev": [*TEST, *DOCS, "import-linter>=2", "mypy>=1.10", "pre-commit>=3", "ruff>=0.6", "tabulate>=0.9"],

@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code: 0 done, 1 a warp that folds beyond repair, failed pairs or an unexpected failure, 2 wrong usage or
-        input, 130 interrupted.
+        Exit code: 0 done, 1 a warp that folds beyond repair, pairs that failed (of a table or a study) or an unexpected
+        failure, 2 wrong usage or input, 130 interrupted.
     """
     from mmln_pipeline.cli.parser import build_parser
     from mmln_pipeline.cli.registering import PairsError
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning  # type: ignore[assignment]
-            options.run(options)
+            code = options.run(options)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED, verbose=False)
     except (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         hint = "" if options.verbose else " (run again with -v for the traceback)"
         return _fail(f"unexpected {type(error).__name__}: {_one_line(error)}{hint}", EXIT_FAILED, options.verbose)
-    return EXIT_OK
+    return EXIT_OK if code is None else code
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

@@ -68,6 +68,24 @@ def run_train(options: argparse.Namespace) -> None:
     training.train(options.config, minutes=options.minutes, device=options.device, resume=True)
 
 
+def run_compare(options: argparse.Namespace) -> int:
+    """Run a study and write its tables and figures; 1 where a pair has no scores."""
+    from mmln_pipeline.study import compare
+
+    config = Path(options.config)
+    output_dir = None if options.output_dir is None else Path(options.output_dir).resolve()
+    if options.reports_only:
+        outcome = compare.report_study(config, output_dir)
+    else:
+        plugin = None if options.use_plugin is None else compare.read_plugin(Path(options.use_plugin))
+        outcome = compare.run_study(config, output_dir, options.nprocs, plugin)
+    for path in outcome.written:
+        print(f"Written {path}")
+    for name, cause in outcome.failed.items():
+        print(f"mmln: no scores of {name}: {cause}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
 def run_models(options: argparse.Namespace) -> None:
     """Print the bundled models, as a table or as JSON."""
     from mmln_pipeline import weights

@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_convert(subparsers)
     _add_evaluate(subparsers)
     _add_train(subparsers)
+    _add_compare(subparsers)
     _add_models(subparsers)
     return parser
 
@@ -222,6 +223,32 @@ def _add_train(subparsers: Any) -> None:
         help="stop after N minutes; the next call goes on",
     )
     add_options(parser, Settings, "device")
+
+
+def _add_compare(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "compare",
+        commands.run_compare,
+        "register pairs by several methods, and write the paper's tables and figures",
+        "mmln compare configs/study.toml --nprocs 2\n"
+        "  mmln compare configs/study.toml --reports-only   # tables and figures again, without any data",
+    )
+    parser.add_argument("config", metavar="CONFIG.toml", help="methods, test scans, training data and budget")
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for the results (default: the configuration's)")
+    parser.add_argument(
+        "--nprocs",
+        type=reader(Option(help="", lowest=1).parse),
+        default=1,
+        metavar="N",
+        help="processors in all; a registration takes as many as the configuration's threads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--use-plugin", metavar="FILE", help="Nipype's plugin and its arguments (TOML, JSON or YAML), for a cluster"
+    )
+    parser.add_argument(
+        "--reports-only", action="store_true", help="write tables and figures again from results.tsv alone"
+    )
 
 
 def _add_models(subparsers: Any) -> None:

@@ -335,18 +335,30 @@ def parse_config(content: dict[str, Any]) -> TrainConfig:
     ValueError
         When a table or key is unknown or has a value that cannot be.
     """
-    parts: dict[str, Any] = {}
-    data = dict(_table(content, "data"))
-    for key in ("train", "validation"):
-        data[key] = tuple(to_dataclass(DatasetConfig, entry, f"data.{key}") for entry in _tables(data, key, "data."))
-    parts["data"] = to_dataclass(DataConfig, data, "data")
+    parts: dict[str, Any] = {"data": parse_data(find_table(content, "data"))}
     for key, kind in (("network", NetworkConfig), ("loss", LossConfig), ("optimization", OptimizationConfig)):
-        parts[key] = to_dataclass(kind, _table(content, key), key)
-    parts["stages"] = tuple(to_dataclass(StageConfig, entry, "stages") for entry in _tables(content, "stages"))
+        parts[key] = to_dataclass(kind, find_table(content, key), key)
+    parts["stages"] = tuple(to_dataclass(StageConfig, entry, "stages") for entry in find_tables(content, "stages"))
     return to_dataclass(TrainConfig, content | parts)
 
 
-def _table(content: dict[str, Any], key: str) -> dict[str, Any]:
+def parse_data(table: dict[str, Any]) -> DataConfig:
+    """Make the part that says what is trained on from plain values; absent keys get their defaults.
+
+    Raises
+    ------
+    ValueError
+        When a key is unknown or has a value that cannot be.
+    """
+    data = dict(table)
+    for key in ("train", "validation"):
+        data[key] = tuple(
+            to_dataclass(DatasetConfig, entry, f"data.{key}") for entry in find_tables(data, key, "data.")
+        )
+    return to_dataclass(DataConfig, data, "data")
+
+
+def find_table(content: dict[str, Any], key: str) -> dict[str, Any]:
     """Return a table of a file, empty where there is none."""
     found = content.get(key, {})
     if not isinstance(found, dict):
@@ -354,7 +366,7 @@ def _table(content: dict[str, Any], key: str) -> dict[str, Any]:
     return found
 
 
-def _tables(content: dict[str, Any], key: str, above: str = "") -> Sequence[dict[str, Any]]:
+def find_tables(content: dict[str, Any], key: str, above: str = "") -> Sequence[dict[str, Any]]:
     """Return the tables of one name, [[...]], of a file or of a table in it."""
     found = content.get(key, [])
     if not isinstance(found, list | tuple) or not all(isinstance(entry, dict) for entry in found):

@@ -59,7 +59,7 @@ class Source:
         return self.labels is not None
 
 
-def find_sources(dataset: DatasetConfig, root: Path) -> list[Source]:
+def find_sources(dataset: DatasetConfig, root: Path, what: str = "training") -> list[Source]:
     """List a dataset's scans.
 
     Parameters
@@ -67,6 +67,8 @@ def find_sources(dataset: DatasetConfig, root: Path) -> list[Source]:
     dataset : DatasetConfig
     root : Path
         Folder that relative paths start from.
+    what : str, default="training"
+        What the scans are for, in an error.
 
     Returns
     -------
@@ -82,8 +84,8 @@ def find_sources(dataset: DatasetConfig, root: Path) -> list[Source]:
     """
     folder = (root / dataset.path).resolve()
     if not folder.is_dir():
-        raise FileNotFoundError(f"training data: no such folder: {folder}")
-    chosen = _split(dataset, folder, root) if dataset.split else None
+        raise FileNotFoundError(f"{what} data: no such folder: {folder}")
+    chosen = _split(dataset, folder, root, what) if dataset.split else None
     sources, found = [], set()
     for image in sorted(folder.glob("sub-*/**/anat/*_T1w.nii.gz")):
         parts = image.relative_to(folder).parts
@@ -91,15 +93,15 @@ def find_sources(dataset: DatasetConfig, root: Path) -> list[Source]:
         if chosen is not None and (subject, session) not in chosen:
             continue
         found.add((subject, session))
-        labels = _find_labels(image, folder, folder / dataset.labels) if dataset.labels else None
+        labels = _find_labels(image, folder, folder / dataset.labels, what) if dataset.labels else None
         name = f"{folder.name}_{image.name.removesuffix('_T1w.nii.gz')}"
         sources.append(Source(name, f"{folder.name}_{subject}", image, labels))
     if not sources:
-        raise FileNotFoundError(f"training data: no sub-*/**/anat/*_T1w.nii.gz of split {dataset.split!r} in {folder}")
+        raise FileNotFoundError(f"{what} data: no sub-*/**/anat/*_T1w.nii.gz of split {dataset.split!r} in {folder}")
     if absent := sorted((chosen or set()) - found):
         names = ", ".join(" ".join(part for part in row if part) for row in absent[:3])
         raise FileNotFoundError(
-            f"training data: {len(absent)} scans of split {dataset.split!r} have no T1w image in {folder}: {names}"
+            f"{what} data: {len(absent)} scans of split {dataset.split!r} have no T1w image in {folder}: {names}"
         )
     return sources
 
@@ -197,7 +199,9 @@ def check_source(source: Source, table: LabelTable) -> None:
             f"training image {source.image}: expected a skull-stripped brain, found a head or no background"
         )
     if source.labels is not None:
-        check_numbers(np.asarray(load_labels(source.labels, "training labels").dataobj), table, str(source.labels))
+        check_numbers(
+            np.asarray(load_labels(source.labels, "training labels").dataobj), table, f"training labels {source.labels}"
+        )
 
 
 def check_numbers(labels: NDArray[np.integer], table: LabelTable, where: str) -> None:
@@ -221,9 +225,7 @@ def check_numbers(labels: NDArray[np.integer], table: LabelTable, where: str) ->
     better = max(fits, key=lambda name: fits[name])
     if found == 0 or (table.name in fits and fits[better] > found):
         hint = f"; {better!r} as data.label_table finds {fits[better]}" if fits[better] > found else ""
-        raise ValueError(
-            f"training labels {where}: expected the structures of {table.name}, found {found} of {len(table)}{hint}"
-        )
+        raise ValueError(f"{where}: expected the structures of {table.name}, found {found} of {len(table)}{hint}")
 
 
 def _count(numbers: NDArray[np.integer], table: LabelTable) -> int:
@@ -240,28 +242,28 @@ def _expect_two(scans: Iterable[Scan], what: str) -> None:
         raise ValueError(f"{what}: expected scans of at least two people, since a pair takes two; found {names}")
 
 
-def _find_labels(image: Path, folder: Path, derivative: Path) -> Path:
+def _find_labels(image: Path, folder: Path, derivative: Path, what: str) -> Path:
     """Return the label image that mirrors an image: its name and more, or the only one beside its only mirror."""
     place = derivative / image.parent.relative_to(folder)
     every = sorted(place.glob("*_dseg.nii.gz"))
     own = [path for path in every if path.name.startswith(image.name.removesuffix("T1w.nii.gz"))]
     fitting = own or (every if len(list(image.parent.glob("*_T1w.nii.gz"))) == 1 else [])
     if not fitting:
-        raise FileNotFoundError(f"training labels: no *_dseg.nii.gz of {image.name} in {place}")
+        raise FileNotFoundError(f"{what} labels: no *_dseg.nii.gz of {image.name} in {place}")
     if len(fitting) > 1:
         names = ", ".join(path.name for path in fitting)
-        raise ValueError(f"training labels: expected one *_dseg.nii.gz of {image.name} in {place}, found {names}")
+        raise ValueError(f"{what} labels: expected one *_dseg.nii.gz of {image.name} in {place}, found {names}")
     return fitting[0]
 
 
-def _split(dataset: DatasetConfig, folder: Path, root: Path) -> set[tuple[str, str]]:
+def _split(dataset: DatasetConfig, folder: Path, root: Path, what: str) -> set[tuple[str, str]]:
     """Return the (subject, session) rows of a split table."""
     table = root / dataset.split_table if dataset.split_table else folder / "split.tsv"
     if not table.is_file():
-        raise FileNotFoundError(f"training data: split {dataset.split!r} asked for, but there is no {table}")
+        raise FileNotFoundError(f"{what} data: split {dataset.split!r} asked for, but there is no {table}")
     with table.open(newline="", encoding="utf-8-sig") as lines:
         rows = csv.DictReader(lines, delimiter="\t")
         if not {"participant_id", "split"} <= set(rows.fieldnames or ()):
             found = ", ".join(rows.fieldnames or ()) or "none"
-            raise ValueError(f"training data: expected columns participant_id and split in {table}, found {found}")
+            raise ValueError(f"{what} data: expected columns participant_id and split in {table}, found {found}")
         return {(row["participant_id"], row.get("session_id") or "") for row in rows if row["split"] == dataset.split}

@@ -222,7 +222,7 @@ class Trainer:
         check_people(self.volumes, self.validation, config.loss)
         for volume in (*self.volumes, *self.validation):
             if volume.is_labelled:
-                check_numbers(volume.labels.cpu().numpy(), self.table, volume.name)
+                check_numbers(volume.labels.cpu().numpy(), self.table, f"training labels {volume.name}")
         self.selection = Selection.choose(self.volumes, self.validation, self.table, config)
         self.model = MMLN(config.network).to(self.fabric.device)
         if config.initial_weights:

@@ -67,7 +67,7 @@ def build_pack(config: TrainConfig, root: Path) -> Path:
     check_people(sources["train"], sources["validation"], config.loss)
     load_template(data.template)
     every = [source for split in SPLITS for source in sources[split]]
-    new = [source for source in every if not _is_packed(source, data.template, grid, folder)]
+    new = [source for source in every if not is_packed(source, data.template, grid, folder)]
     _for_each(lambda source: check_source(source, table), new, "checking scans")
     folder.mkdir(parents=True, exist_ok=True)
     _for_each(lambda source: pack_volume(source, data.template, grid, folder), new, "packing scans")
@@ -118,8 +118,8 @@ def _fingerprint(source: Source, template_name: str) -> str:
     return hashlib.sha256((RECIPE + template_name).encode() + source.image.read_bytes() + labels).hexdigest()
 
 
-def _is_packed(source: Source, template_name: str, shape: tuple[int, int, int], folder: Path) -> bool:
-    """Tell whether the pack holds a scan as it is today."""
+def is_packed(source: Source, template_name: str, shape: tuple[int, int, int], folder: Path) -> bool:
+    """Tell whether a pack holds a scan as it is today, prepared on a grid of this shape."""
     path = folder / f"{source.name}.npz"
     if not path.is_file():
         return False

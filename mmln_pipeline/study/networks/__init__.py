@@ -1,0 +1,1 @@
+"""Networks of the learned peers, written from their papers."""
