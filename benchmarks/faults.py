@@ -88,8 +88,13 @@ class Room:
         options += ["--template-dseg", self.data / "tpl-tiny_seg-core_dseg.nii.gz", "--refine", "0", "--device", "cpu"]
         options += ["--init", "identity"]  # seconds less; the steps are the same
         options += ["--nprocs", nprocs, "--omp-nthreads", "1", "--participant-label", *subjects]
+        options += self.more_options()
         folders = [self.data / "raw", self.output, "participant", "-w", self.folder / "work"]
         return Run(self, [sys.executable, "-m", "mmln_pipeline.bids_app", *folders, *options])
+
+    def more_options(self) -> list:
+        """Return what else the App is told."""
+        return []
 
     def count_files(self) -> int:
         """Count what is in the output and work directories: how far a run has come."""

@@ -33,11 +33,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     ValueError
         When the name is none of these, or CUDA or its device N is absent.
     """
-    if name == "auto":
+    if check_device(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
@@ -45,6 +43,14 @@ def resolve_device(name: str = "auto") -> torch.device:
         if index and int(index) >= count:
             raise ValueError(f"device: {name!r} asked for, but there are {count} CUDA devices, numbered from 0")
     return torch.device(name)
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device, whether there is such a one here or not; raise ValueError where it is none."""
+    kind, _, index = name.partition(":")
+    if name != "auto" and (kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit()))):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    return name
 
 
 def set_threads(count: int | None) -> None:

@@ -82,6 +82,6 @@ def find_cause(text: str) -> str:
     name, message = found[-1].groups()
     if name == "BrokenProcessPool":
         return "a worker process was killed, most likely for lack of memory: fewer --nprocs, or --low-mem"
-    if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:
+    if name in ("ValueError", "FileNotFoundError", "ChildProcessError", "TopologyError") and message:
         return message
     return f"{name}: {message}" if message else name
