@@ -59,7 +59,7 @@ TIMINGS = {
     ),
 }
 """What may differ between two runs, by the end of the file's name; in `_qc.tsv`, the columns of the same names."""
-IGNORED = r"logs/(mmln-bids\.toml|crash/.*)|(.*/)?\.[0-9a-f]{8}-[^/]*"
+IGNORED = r"logs/(mmln-bids\.toml|runs/.*|crash/.*)|(.*/)?\.[0-9a-f]{8}-[^/]*"
 """Files that are not compared: the run's own options, the records of what failed, what a killed run was writing."""
 
 

@@ -1,8 +1,8 @@
 """Run the BIDS App on a SLURM cluster of one node, and disturb jobs, node and run: what it says, what it leaves.
 
-Each row is a run on two tiny subjects whose steps are SLURM jobs. It passes when the exit code and the last line are the
-documented ones, no job is left in the queue, and the same command, run again, ends with 0 and makes all the files that
-an undisturbed run without SLURM makes. Then the job array of docs/clusters.md runs as it stands there.
+Each row is a run on two tiny subjects whose steps are SLURM jobs. It passes when the exit code and the last line are
+the documented ones, no job is left in the queue, and the same command, run again, ends with 0 and makes all the files
+that an undisturbed run without SLURM makes. Then the job array of docs/clusters.md runs as it stands there.
 
 Run by `make test-slurm`, as root, where `slurm-wlm` and `munge` are installed.
 """
@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import psutil
 from faults import Room, Run, clean, make_data
-from one_node import ask, one_node_cluster, wait_until, why_none
+from one_node import ask, one_node_cluster, why_none
 
 SUBJECTS = ("01", "02")
 STRUCK = "sub_02_wf"
@@ -51,8 +50,11 @@ class ClusterRoom(Room):
 
     def await_job(self, run: Run, state: str = "RUNNING", part: str = STRUCK) -> str:
         """Wait for such a job, and return its number."""
-        run.wait_for(lambda: self.jobs(state, part))
-        return self.jobs(state, part)[0]
+        found: list[str] = []
+        run.wait_for(lambda: found or found.extend(self.jobs(state, part)) or found)
+        if not found:
+            raise RuntimeError(f"no job of {part} was seen: {run.said()}")
+        return found[0]
 
 
 @contextmanager

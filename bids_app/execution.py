@@ -21,6 +21,7 @@ from mmln_pipeline.bids_app.plugin_option import CLUSTER, POOL, Plugin, plugin_c
 from mmln_pipeline.bids_app.slurm_jobs import ListedTracebacks, SlurmJobs
 from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
 from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.machine.devices import list_cuda_devices
 from mmln_pipeline.machine.progress import progress_bar
 from mmln_pipeline.reporting.crashes import find_cause, read_crash
 from mmln_pipeline.workflows import Scan
@@ -115,7 +116,7 @@ def configure_nipype(config: Config) -> None:
         }
     )
     if config.resource_monitor:
-        record = config.output_dir / filenames.RESOURCES
+        record = config.output_dir / filenames.RUNS / f"{config.run_name}_{filenames.RESOURCES}"
         record.parent.mkdir(parents=True, exist_ok=True)
         nipype.config.set("monitoring", "summary_file", str(record))  # update_config passes this section over
     nipype.config.resource_monitor = config.resource_monitor
@@ -129,10 +130,12 @@ def _make_runner(config: Config, arguments: dict, plugin: Plugin | None = None) 
         return SlurmJobs(plugin_args={**given, **arguments})
     if name != POOL:
         return type(name, (ListedTracebacks, plugin_class(name)), {})(plugin_args={**given, **arguments})
+    devices = list_cuda_devices() if config.device in ("auto", "cuda") else []
     own = {
         "n_procs": config.nprocs,
         "memory_gb": config.mem_gb,
-        "n_gpu_procs": config.omp_nthreads,  # a GPU node counts its threads: one of them at a time
+        "n_gpu_procs": config.omp_nthreads * max(1, len(devices)),  # a GPU node counts its threads
+        "devices": devices if len(devices) > 1 else [],
         "raise_insufficient": False,
         "log_level": LEVELS[min(config.verbose, 2)],
     }

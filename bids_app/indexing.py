@@ -18,6 +18,7 @@ from bids.layout import BIDSFile, BIDSLayout, Config, Entity, Tag, parse_file_en
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.work_folder import one_at_a_time
 from mmln_pipeline.machine.files import why_unreadable
 
 OTHER_FOLDERS = re.compile("func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr|mrs")
@@ -186,7 +187,7 @@ def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None
     """Index the files of a dataset, or open the index that an earlier run kept of just these.
 
     Each dataset has a folder of its own for its index. An index is built aside and moved there whole, so that runs that
-    start at once do no harm.
+    start at once do no harm; the first one builds, the others wait for it.
 
     Parameters
     ----------
@@ -212,14 +213,20 @@ def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None
     try:
         if not _is_of(folder / _FILE, listing):
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                layout = _open(listing, kinds, Path(scratch))
-                layout.session.close()
-                layout.connection_manager.engine.dispose()
-                os.replace(Path(scratch) / _FILE, folder / _FILE)
+            with one_at_a_time(folder):
+                if not _is_of(folder / _FILE, listing):  # nor did another run build it meanwhile
+                    _build(listing, kinds, folder)
         return _open(listing, kinds, folder)
     except OSError as error:
         raise UsageError(f"--bids-database-dir {database_dir}: cannot be used: {error.strerror or error}") from error
+
+
+def _build(listing: Listing, kinds: Sequence[str], folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        layout = _open(listing, kinds, Path(scratch))
+        layout.session.close()
+        layout.connection_manager.engine.dispose()
+        os.replace(Path(scratch) / _FILE, folder / _FILE)
 
 
 def _open(listing: Listing, kinds: Sequence[str], database: Path | None = None) -> BIDSLayout:

@@ -17,7 +17,7 @@ from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
-from mmln_pipeline.bids_app.naming import name_apart
+from mmln_pipeline.bids_app.naming import name_apart, note_templates
 from mmln_pipeline.bids_app.plugin_option import Plugin, check_cluster, read_plugin
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.bids_app.work_folder import sole_use
@@ -57,6 +57,9 @@ def run_participants(config: Config) -> int:
         check_batch(config, plugin, method)
     scans, templates = drop_templates(config, found.scans, method.targets)
     found = found._replace(scans=scans, skipped=found.skipped | templates)
+    if config.list_unfinished:
+        print("".join(f"{subject}\n" for subject in list_unfinished(config, method, found)), end="")
+        return 0
     for line in dict.fromkeys(describe_headers(scans, method)):
         print(f"mmln-bids: warning: {line}", file=sys.stderr)
     if config.dry_run:
@@ -135,6 +138,27 @@ def register_scans(config: Config, method: Method, found: Found, plugin: Plugin 
     if sound and not (failures and config.stop_on_first_crash):
         failures |= run_workflow(workflow, config, sound, plugin)
     return finish(config, method, scans, failures)
+
+
+def list_unfinished(config: Config, method: Method, found: Found) -> list[str]:
+    """List the subjects of whose images at least one has not all its results.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    found : Found
+        The scans of the run.
+
+    Returns
+    -------
+    list of str
+        Labels without `sub-`.
+    """
+    missing = (scan.subject for scan in found.scans if find_missing(config.output_dir, method, scan))
+    return list(dict.fromkeys(missing))
 
 
 def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
@@ -221,11 +245,15 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
         if failure:
             failed[scan.stem] = failure
     done = sum(scan.stem not in failed for scan in scans)
-    records = read_records(config.output_dir)
-    for subject in dict.fromkeys(scan.subject for scan in scans):
+    # Of other subjects' records none is read: a job of an array costs the same, however many are finished.
+    subjects = list(dict.fromkeys(scan.subject for scan in scans))
+    records = {name: own for subject in subjects for name, own in read_records(config.output_dir, subject).items()}
+    if done:
+        note_templates(config.output_dir, method)
+    for subject in subjects:
         own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
         try:
-            write_report(config, subject, [failure.crash_file or failure.cause for failure in own], records)
+            write_report(config, method, subject, [failure.crash_file or failure.cause for failure in own], records)
         except Exception as error:  # one report must not cost the others theirs
             if config.verbose:
                 traceback.print_exc()

@@ -71,7 +71,10 @@ class ClusterArguments:
 
     def __post_init__(self) -> None:
         check_options(self)
-        given = shlex.split(self.sbatch_args or "")
+        try:
+            given = shlex.split(self.sbatch_args or "")
+        except ValueError as error:
+            raise ValueError(f"plugin_args.sbatch_args: {error}") from error
         taken = [word for word in given if word.split("=")[0] in RESERVED]
         if taken:
             raise ValueError(f"plugin_args.sbatch_args: {taken[0]} is set for each job: leave it out")

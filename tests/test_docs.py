@@ -217,7 +217,13 @@ def list_names(scan, spaced):
         *filenames.fused_paths(scan, has_dseg=True).values(),
         *filenames.group_paths("TPL").values(),
         *(filenames.DESCRIPTION, filenames.BIDSIGNORE, filenames.CITATION, filenames.BIBTEX, filenames.CONFIG),
-        *(f"{filenames.CRASHES}/", filenames.RESOURCES, filenames.GROUP_TABLE, filenames.GROUP_REPORT),
+        *(
+            f"{filenames.CRASHES}/",
+            f"{filenames.RUNS}/",
+            filenames.TEMPLATES,
+            filenames.GROUP_TABLE,
+            filenames.GROUP_REPORT,
+        ),
         *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]
     return {re.sub(r"^sub-X/.*/sub-X(_run-\d+)?_", "..._", path) for path in paths}
