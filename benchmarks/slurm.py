@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,12 +24,13 @@ from pathlib import Path
 
 import psutil
 from faults import Room, Run, clean, make_data
-from one_node import ask, one_node_cluster, why_none
+from one_node import ask, one_node_cluster, wait_until, why_none
 
 SUBJECTS = ("01", "02")
 STRUCK = "sub_02_wf"
 """Whose job is struck."""
-SLURM = 'plugin = "SLURM"\n\n[plugin_args]\npoll_seconds = 0.5\n'
+SLURM = 'plugin = "SLURM"\n\n[plugin_args]\npoll_seconds = 0.5\nmax_jobs = 3\n'
+DOCS = Path(__file__).parents[1] / "docs" / "clusters.md"
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,64 @@ def undergo(name: str, strike: Callable, code: int, line: str, root: Path, wante
     return bool(troubles)
 
 
+def run_array(root: Path) -> Iterator[str]:
+    """Run the script of the docs on three subjects at once, cancel one job, and resubmit; yield what goes wrong."""
+    room = Room(root / "array", root / "data")
+    script = room.folder / "mmln-array.sh"
+    room.folder.mkdir()
+    script.write_text(next(text for text in re.findall(r"```bash\n(.*?)```", DOCS.read_text(), re.S) if "#!" in text))
+    options = (
+        f"--template {room.data}/tpl-tiny_T1w.nii.gz --model {room.data}/tiny.safetensors --refine 0 --init identity"
+    )
+    options += f" --device cpu --bids-database-dir {room.folder}/index"
+    environment = os.environ | {
+        "RAW": str(make_three(room)),
+        "OUT": str(room.output),
+        "WORK": str(room.folder / "work"),
+        "RUN": f"{sys.executable} -m mmln_pipeline.bids_app",
+        "OPTIONS": options,
+    }
+
+    def submit() -> str:
+        return subprocess.run(
+            ["bash", script], env=environment, cwd=room.folder, capture_output=True, text=True
+        ).stdout.strip()
+
+    def running() -> list[str]:
+        return ask("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i").splitlines()
+
+    first = submit()
+    wait_until(lambda: len(running()) == 3, f"no three jobs at once: {first}")
+    print(f"{first}: three jobs at once on a new --bids-database-dir; {running()[1]} is cancelled")
+    ask("scancel", running()[1])
+    wait_until(lambda: not ask("squeue", "-h"), "the array does not end", 1800)
+    states = sorted(ask("squeue", "-h", "-r", "-t", "all", "-j", first.split()[-1], "-o", "%T").splitlines())
+    if states != ["CANCELLED", "COMPLETED", "COMPLETED"]:
+        yield f"expected two jobs done, found {states}"
+    second = submit()
+    jobs = ask("squeue", "-h", "-r", "-t", "all", "-j", second.split()[-1], "-o", "%i").splitlines()
+    print(f"{second}: {len(jobs)} job")
+    if len(jobs) != 1:
+        yield f"expected one job resubmitted, found {jobs}"
+    wait_until(lambda: not ask("squeue", "-h"), "the array does not end", 1800)
+    third = submit()
+    print(third)
+    if third != "all subjects are finished":
+        yield f"said: {third}"
+    runs = list((room.output / "logs/runs").glob("*.toml"))
+    if len(runs) != 3:
+        yield f"expected the settings of three jobs, found {len(runs)}"
+
+
+def make_three(room: Room) -> Path:
+    """Make a dataset of three subjects by links to those that are there."""
+    raw = room.folder / "raw"
+    raw.mkdir()
+    for name in ("sub-01", "sub-02", "sub-03", "dataset_description.json", "README"):
+        (raw / name).symlink_to(room.data / "raw" / name)
+    return raw
+
+
 def main() -> int:
     """Print the table; return 1 if anything went otherwise than documented, 2 where there is no SLURM."""
     reason = why_none()
@@ -207,11 +267,15 @@ def main() -> int:
     local = Room(root / "local", root / "data")
     assert local.start(SUBJECTS).wait() == 0
     chosen = [row for row in FAULTS if not sys.argv[1:] or any(word in row[0] for word in sys.argv[1:])]
-    with one_node_cluster(root / "cluster"):
+    with one_node_cluster(root / "cluster", cpus=12, memory_mb=20_000):
         print(f"{ask('sinfo', '--version')}\n")
         print("| Fault | Exit code | Last line | Pages | The same command again: all files | Troubles |")
         print("|---|---|---|---|---|---|")
         failed = sum(undergo(*row, root, local.read()) for row in chosen)
+        if not sys.argv[1:] or "array" in sys.argv[1:]:
+            troubles = list(run_array(root))
+            print("\n".join(["", *troubles]) if troubles else "")
+            failed += bool(troubles)
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes")
     if failed:
         print(f"{failed} went wrong; their folders are in {root}", file=sys.stderr)

@@ -56,8 +56,8 @@ def test_several_processes(tmp_path, monkeypatch):
     made = []
 
     class Recorded(execution.WorkerPool):
-        def _collect(self, taskid, worker, future):
-            super()._collect(taskid, worker, future)
+        def _collect(self, taskid, *others):
+            super()._collect(taskid, *others)
             made.append(self._taskresult[taskid]["result"].outputs.out)
 
     monkeypatch.setattr(execution, "WorkerPool", Recorded)
