@@ -7,11 +7,14 @@ import re
 import sqlite3
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import bids
 from bids.layout import BIDSFile, BIDSLayout, Config, Entity, Tag, parse_file_entities
@@ -30,6 +33,10 @@ LISTED = (".nii.gz", ".nii", ".mgz", ".mgh")
 RAW, DERIVATIVES = ("bids",), ("bids", "derivatives")
 """PyBIDS's lists of entities for the two kinds of dataset."""
 _FILE = "layout_index.sqlite"
+
+
+_KNOWN: WeakKeyDictionary[BIDSLayout, dict[Path, dict]] = WeakKeyDictionary()
+"""Entities of the files of each index, read once: that takes the most of a query's time."""
 
 
 class File(NamedTuple):
@@ -62,7 +69,17 @@ class Listing:
 
     def of_subject(self, label: str) -> list[str]:
         """Return the names of one subject's files."""
-        return [name for name in self.names if is_of_subject(name, label)]
+        return self._by_subject.get(label, [])
+
+    @cached_property
+    def _by_subject(self) -> dict[str, list[str]]:
+        """Names by labels, as `is_of_subject` tells them; of a name `sub-A_B` both A and A_B are."""
+        found = defaultdict(list)
+        for name in self.names:
+            words = name.split("/")[0].removeprefix("sub-").split("_")
+            for count in range(1, len(words) + 1):
+                found["_".join(words[:count])].append(name)
+        return found
 
 
 def is_of_subject(name: str, label: str) -> bool:
@@ -178,9 +195,16 @@ def find_files(layout: BIDSLayout, **query) -> list[File]:
     list of File
         Sorted by file name.
     """
-    entities = [entity for kind in layout.config.values() for entity in kind.entities.values()]
     paths = sorted((Path(found.path) for found in layout.get(**query)), key=lambda path: path.name)
-    return [File(path, read_entities(_below(Path(layout.root), path), entities)) for path in paths]
+    known = _KNOWN.setdefault(layout, {})
+    if any(path not in known for path in paths):
+        root, entities = Path(layout.root), _entities_of(layout)
+        known |= {path: read_entities(_below(root, path), entities) for path in paths if path not in known}
+    return [File(path, known[path]) for path in paths]
+
+
+def _entities_of(layout: BIDSLayout) -> list[Entity]:
+    return [entity for kind in layout.config.values() for entity in kind.entities.values()]
 
 
 def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None = None) -> BIDSLayout:
@@ -248,11 +272,12 @@ def _open(listing: Listing, kinds: Sequence[str], database: Path | None = None) 
 def _fill(layout: BIDSLayout, listing: Listing) -> None:
     """Put the files and their entities into the tables of an empty layout."""
     entities = {name: entity for kind in layout.config.values() for name, entity in kind.entities.items()}
-    files, tags = [], []
+    files, tags, known = [], [], _KNOWN.setdefault(layout, {})
     for name in listing.names:
         file = BIDSFile(str(listing.root / name))
         files.append(file)
-        for entity, value in read_entities(name, list(entities.values())).items():
+        known[listing.root / name] = read_entities(name, list(entities.values()))
+        for entity, value in known[listing.root / name].items():
             tags.append(Tag(file, entities[entity], value, "int" if isinstance(value, int) else "str"))
     layout.session.bulk_save_objects(files)
     layout.session.bulk_save_objects(tags)
