@@ -114,7 +114,7 @@ def read_taken(output_dir: Path) -> dict[str, Taken]:
     taken: dict[str, Taken] = {}
     for name, record in read_records(output_dir).items():
         template = str(record.get("template"))
-        before = taken.get(template) or Taken(**_read_origin(output_dir, template))
+        before = taken.get(template) or _read_origin(output_dir, template)
         is_spaced = "_space-" in name
         taken[template] = replace(
             before,
@@ -125,7 +125,7 @@ def read_taken(output_dir: Path) -> dict[str, Taken]:
     return taken
 
 
-def _read_origin(output_dir: Path, template: str) -> dict[str, str]:
+def _read_origin(output_dir: Path, template: str) -> Taken:
     """Read from a sidecar of a transform which template it leads to."""
     for path in output_dir.glob(f"sub-*/**/anat/*_from-T1w_to-{template}_mode-image_xfm.json"):
         try:
@@ -134,8 +134,8 @@ def _read_origin(output_dir: Path, template: str) -> dict[str, str]:
             continue
         if isinstance(sidecar, dict) and sidecar.get("TemplateSHA256"):
             reference = str(sidecar.get("SpatialReference"))
-            return {"image_checksum": str(sidecar["TemplateSHA256"]), "spatial_reference": reference}
-    return {}
+            return Taken(image_checksum=str(sidecar["TemplateSHA256"]), spatial_reference=reference)
+    return Taken()
 
 
 def _name_target(target: Target, taken: Mapping[str, Taken]) -> Target:

@@ -132,7 +132,7 @@ class SlurmJobs(ListedTracebacks, SLURMPlugin):
     def __init__(self, plugin_args: Mapping[str, Any]) -> None:
         super().__init__(plugin_args=dict(plugin_args))
         self._poll_s = float(plugin_args.get("poll_seconds", POLL_S))
-        self._most_jobs = self.max_jobs
+        self._most_jobs: float = plugin_args.get("max_jobs", math.inf)
         self._jobs: dict[int, Job] = {}
         self._states: dict[int, State] = {}
         self._asked = self._answered = self._refused = -math.inf

@@ -19,6 +19,7 @@ from mmln_pipeline.bids_app import execution
 from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.plugin_option import Plugin
+from mmln_pipeline.workflows import init_registration_wf
 
 
 def identify():
@@ -193,3 +194,11 @@ def test_nipype_never_calls_home(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
     execution.configure_nipype(Config(tmp_path, tmp_path / "out"))
     assert logging.getLogger("nipype.workflow").level == logging.CRITICAL
+
+
+def test_a_registration_on_a_gpu_leaves_processors_to_others():
+    (gpu, cpu) = (
+        init_registration_wf(device=device, omp_nthreads=8).get_node("registration") for device in ("cuda", "cpu")
+    )
+    assert (gpu.n_procs, gpu.inputs.num_threads, gpu.is_gpu_node()) == (2, 2, True)
+    assert (cpu.n_procs, cpu.inputs.num_threads, cpu.is_gpu_node()) == (8, 8, False)

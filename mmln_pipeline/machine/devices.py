@@ -99,14 +99,15 @@ def kept_memory() -> Iterator[None]:
     that PyTorch holds in reserve is given back too.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
-    is_glibc = libc is not None and hasattr(libc, "mallopt")
-    if is_glibc:
+    if libc is not None and not hasattr(libc, "mallopt"):  # not glibc
+        libc = None
+    if libc is not None:
         libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         libc.mallopt(_MMAP_MAX, 0)
     try:
         yield
     finally:
-        if is_glibc:
+        if libc is not None:
             libc.mallopt(_TRIM_THRESHOLD, 2**26)  # what glibc itself arrives at when large blocks are freed
             libc.mallopt(_MMAP_MAX, 2**16)  # its default
             libc.malloc_trim(0)
