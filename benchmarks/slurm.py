@@ -94,7 +94,10 @@ def cancel_one(room: ClusterRoom) -> Run:
 def kill_one(room: ClusterRoom) -> Run:
     """Kill the process of a job."""
     run = room.start(SUBJECTS)
-    processes_of(room.await_job(run))[-1].kill()
+    job = room.await_job(run)
+    found: list[psutil.Process] = []
+    run.wait_for(lambda: found or found.extend(processes_of(job)) or found)
+    found[-1].kill()
     return run
 
 
