@@ -19,6 +19,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
 from mmln_pipeline.bids_app.naming import name_apart, note_templates
 from mmln_pipeline.bids_app.plugin_option import Plugin, check_cluster, read_plugin
+from mmln_pipeline.bids_app.slurm_jobs import mark_folder
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
@@ -95,7 +96,9 @@ def check_batch(config: Config, plugin: Plugin, method: Method) -> None:
         raise UsageError("--resource-monitor: watches this machine only: leave it to the scheduler")
     if method.device.startswith("cuda:"):
         raise UsageError(f"--device {method.device}: each job has devices of its own: give cuda, or auto")
-    check_cluster(plugin, config.omp_nthreads, NETWORK_GB, method.device.startswith("cuda"))
+    if not (config.dry_run or config.list_unfinished or config.reports_only or config.boilerplate_only):
+        mark = mark_folder(config.work_dir)
+        check_cluster(plugin, config.omp_nthreads, NETWORK_GB, method.device.startswith("cuda"), mark)
 
 
 def register_scans(config: Config, method: Method, found: Found, plugin: Plugin | None) -> int:

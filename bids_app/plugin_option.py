@@ -13,7 +13,8 @@ from nipype.pipeline import plugins
 from nipype.pipeline.plugins.base import GraphPluginBase, SGELikeBatchManagerBase
 
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.slurm_jobs import PROGRAMS, SlurmError, call, list_needs
+from mmln_pipeline.bids_app.signals import stop_later
+from mmln_pipeline.bids_app.slurm_jobs import PROGRAMS, SlurmError, call, cancel_jobs, list_needs, may_pass
 from mmln_pipeline.machine.options import check_options, option
 from mmln_pipeline.machine.toml import parse_toml, to_dataclass
 
@@ -23,6 +24,9 @@ CLUSTER = "SLURM"
 """The plugin that `SlurmJobs` stands in for."""
 RESERVED = ("-a", "-e", "-o", "-W", "--array", "--comment", "--error", "--output", "--test-only", "--wait", "--wrap")
 """Arguments of sbatch that are the plugin's own."""
+
+
+HIDDEN = ("--output=/dev/null", "--job-name=mmln-check")
 
 
 class Plugin(NamedTuple):
@@ -88,8 +92,10 @@ def plugin_class(name: str) -> type:
     return getattr(plugins, f"{name}Plugin")
 
 
-def check_cluster(plugin: Plugin, n_procs: int, mem_gb: float, on_gpu: bool) -> None:
-    """Ask SLURM whether it would take the largest job of a run.
+def check_cluster(plugin: Plugin, n_procs: int, mem_gb: float, on_gpu: bool, mark: str) -> None:
+    """Ask SLURM whether it takes the largest job of a run: one that is held, and cancelled at once.
+
+    `sbatch --test-only` will not do: while all nodes are drained it refuses what `sbatch` takes (SLURM 22.05).
 
     Parameters
     ----------
@@ -97,6 +103,8 @@ def check_cluster(plugin: Plugin, n_procs: int, mem_gb: float, on_gpu: bool) -> 
         SLURM and its arguments; others are not asked.
     n_procs, mem_gb, on_gpu
         What the job needs, as in `list_needs`.
+    mark : str
+        Comment of the job, by which the next run finds it if this one is killed just now.
 
     Raises
     ------
@@ -111,8 +119,12 @@ def check_cluster(plugin: Plugin, n_procs: int, mem_gb: float, on_gpu: bool) -> 
     given = plugin.arguments.get("sbatch_args", "")
     asked = [*list_needs(n_procs, mem_gb, on_gpu, given), *shlex.split(given)]
     try:
-        call("sbatch", "--test-only", *asked, "--wrap=true")
+        with stop_later():
+            answer = call("sbatch", "--hold", "--parsable", f"--comment={mark}", *HIDDEN, *asked, "--wrap=true")
+            cancel_jobs([int(answer.split(";")[0])])
     except SlurmError as error:
+        if may_pass(error):
+            return
         raise UsageError(f"--use-plugin: SLURM refuses sbatch {shlex.join(asked)}: {error}") from error
 
 

@@ -165,7 +165,7 @@ class SlurmJobs(ListedTracebacks, SLURMPlugin):
         try:
             return self._submit(node, updatehash)
         except SlurmError as error:
-            if any(words.lower() in error.said.lower() for words in LIMITS):
+            if may_pass(error):
                 self._say(f"SLURM takes no further job for now: {error}")
                 self._refused, self.max_jobs = time.monotonic(), 0
                 return None
@@ -260,6 +260,11 @@ def call(program: str, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+def may_pass(error: SlurmError) -> bool:
+    """Tell whether a job was refused for something that passes: the number of jobs, or a controller that is busy."""
+    return any(words.lower() in error.said.lower() for words in LIMITS)
+
+
 def list_needs(n_procs: int, mem_gb: float, on_gpu: bool, given: str = "") -> list[str]:
     """Return what sbatch is to be asked for a node.
 
@@ -291,7 +296,12 @@ def list_needs(n_procs: int, mem_gb: float, on_gpu: bool, given: str = "") -> li
 
 def mark_of(node) -> str:
     """Return what marks a node's job as one of its work directory's."""
-    return f"mmln:{os.path.abspath(node.base_dir)}"
+    return mark_folder(node.base_dir)
+
+
+def mark_folder(work_dir: str | os.PathLike[str]) -> str:
+    """Return what marks the jobs of a work directory."""
+    return f"mmln:{os.path.abspath(work_dir)}"
 
 
 def list_states() -> Iterator[tuple[int, State]]:

@@ -26,7 +26,7 @@ COMMANDS = {
     "sbatch": """
         echo "$*" >> $FAKE/sbatch.txt
         if [ -f $FAKE/refusal ]; then cat $FAKE/refusal >&2; exit 1; fi
-        case "$*" in *--test-only*) exit 0;; esac
+        case "$*" in *--hold*) echo 99; exit 0;; esac
         n=$(($(cat $FAKE/count 2> /dev/null || echo 0) + 1)); echo $n > $FAKE/count; echo $n
         for word in "$@"; do case $word in
             --output=*) log=${word#--output=};;
@@ -214,7 +214,11 @@ def test_slurm_is_asked_before_any_work(fake, place, tmp_path, monkeypatch):
     method = prepare_method(config, elsewhere=True)
     assert method.device == "auto"  # which the job's machine resolves
     check_batch(config, plugin, method)
+    assert "--hold" in (fake / "sbatch.txt").read_text()
     assert "--cpus-per-task=4 --mem=3072M --time=60 -p nix" in (fake / "sbatch.txt").read_text()
+    assert (fake / "scancel.txt").read_text() == "99\n"  # the job that was held
+    (fake / "refusal").write_text("sbatch: error: QOSMaxSubmitJobPerUserLimit\n")
+    check_batch(config, plugin, method)  # which will pass
     (fake / "refusal").write_text("sbatch: error: invalid partition specified: nix\n")
     with pytest.raises(UsageError, match=r"SLURM refuses sbatch .* -p nix: sbatch: error: invalid partition"):
         check_batch(config, plugin, method)
