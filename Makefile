@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-faults coverage docs lint format audit train-pack clean
+.PHONY: help install demo test test-all test-faults test-slurm coverage docs lint format audit train-pack clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -32,7 +32,7 @@ demo: install  ## register a simulated subject with the BIDS App and print the r
 	$(BIN)/python -m mmln_pipeline.demo $(DEMO)
 
 # Small volumes gain nothing from many threads.
-test test-all test-faults coverage: export OMP_NUM_THREADS ?= 2
+test test-all test-faults test-slurm coverage: export OMP_NUM_THREADS ?= 2
 
 test: install  ## run the tests and doctests, except the slow ones (real brains are used where they are found)
 	$(BIN)/python -m pytest -m "not slow"
@@ -42,6 +42,9 @@ test-all: install  ## run every test, the slow ones included
 
 test-faults: install  ## kill, fill, lock and crowd the BIDS App, and print what came of it (minutes; Linux)
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
+
+test-slurm: install  ## run the BIDS App on a SLURM cluster of one node, and disturb it (root; slurm-wlm and munge)
+	PYTHONPATH=tests $(BIN)/python benchmarks/slurm.py
 
 coverage: install  ## run the tests and say which lines they reach
 	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered

@@ -59,7 +59,7 @@ TIMINGS = {
     ),
 }
 """What may differ between two runs, by the end of the file's name; in `_qc.tsv`, the columns of the same names."""
-IGNORED = r"logs/(mmln-bids\.toml|crash/.*)|(.*/)?\.[0-9a-f]{8}-[^/]*"
+IGNORED = r"logs/(mmln-bids\.toml|runs/.*|crash/.*)|(.*/)?\.[0-9a-f]{8}-[^/]*"
 """Files that are not compared: the run's own options, the records of what failed, what a killed run was writing."""
 
 
@@ -88,8 +88,13 @@ class Room:
         options += ["--template-dseg", self.data / "tpl-tiny_seg-core_dseg.nii.gz", "--refine", "0", "--device", "cpu"]
         options += ["--init", "identity"]  # seconds less; the steps are the same
         options += ["--nprocs", nprocs, "--omp-nthreads", "1", "--participant-label", *subjects]
+        options += self.more_options()
         folders = [self.data / "raw", self.output, "participant", "-w", self.folder / "work"]
         return Run(self, [sys.executable, "-m", "mmln_pipeline.bids_app", *folders, *options])
+
+    def more_options(self) -> list:
+        """Return what else the App is told."""
+        return []
 
     def count_files(self) -> int:
         """Count what is in the output and work directories: how far a run has come."""

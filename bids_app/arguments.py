@@ -1,8 +1,10 @@
 """Command line of the BIDS App: every option, and the checks that come before any work."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import psutil
@@ -21,7 +23,15 @@ PATHS = (
     "template_dseg",
     "use_plugin",
 )
-ONCE = ("clean_workdir", "dry_run", "reports_only", "boilerplate_only")
+SPELLINGS = {
+    "--skip-bids-validator": "--skip-bids-validation",
+    "--n-cpus": "--nprocs",
+    "--nthreads": "--nprocs",
+    "--n-procs": "--nprocs",
+    "--mem-gb": "--mem",
+}
+"""How other BIDS Apps call our options; all of them may be typed with _ in place of -, too."""
+ONCE = ("clean_workdir", "dry_run", "list_unfinished", "reports_only", "boilerplate_only")
 """Settings of one run only, which no file keeps."""
 
 
@@ -33,7 +43,14 @@ class _Parser(argparse.ArgumentParser):
     """Parser whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {message}{self._guess(message)} (see {self.prog} --help)\n")
+
+    def _guess(self, message: str) -> str:
+        """Return the option that may be meant by an unknown one."""
+        _, is_unknown, words = message.partition("unrecognized arguments: ")
+        name = words.split("=")[0].split(" ")[0]
+        meant = get_close_matches(name, self._option_string_actions, 1) if is_unknown and name.startswith("-") else []
+        return f": did you mean {meant[0]}?" if meant else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -74,6 +91,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def respell(argv: Sequence[str]) -> Iterator[str]:
+    """Yield a command line with our own names for options that other BIDS Apps spell otherwise.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        Arguments.
+
+    Yields
+    ------
+    str
+        Arguments; an amount of memory given as `--mem-mb` has its unit.
+
+    Examples
+    --------
+    >>> list(respell(["--participant_label", "01", "--mem_mb", "8000", "--n_cpus=4"]))
+    ['--participant-label', '01', '--mem', '8000MB', '--nprocs=4']
+    """
+    in_mb = False
+    for word in argv:
+        if in_mb:
+            word, in_mb = f"{word}MB" if word.isdigit() else word, False
+        elif word.startswith("--"):
+            name, separator, value = word.partition("=")
+            name = name.replace("_", "-")
+            if name == "--mem-mb":
+                in_mb = not separator
+                name, value = "--mem", f"{value}MB" if value.isdigit() else value
+            word = f"{SPELLINGS.get(name, name)}{separator}{value}"
+        yield word
+
+
 def parse_args(argv: Sequence[str] | None = None) -> Config:
     """Read the command line, and the TOML file where one is given; what is typed wins.
 
@@ -94,7 +143,7 @@ def parse_args(argv: Sequence[str] | None = None) -> Config:
     SystemExit
         Argparse's own: `--help`, `--version`, or (code 2) a wrong option.
     """
-    typed = vars(build_parser().parse_args(argv))
+    typed = vars(build_parser().parse_args(list(respell(sys.argv[1:] if argv is None else argv))))
     config_file = typed.pop("config_file", None)
     settings = {} if config_file is None else _read_config_file(config_file)
     try:

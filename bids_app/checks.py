@@ -10,7 +10,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.template_option import find_targets
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
-from mmln_pipeline.machine.devices import resolve_device
+from mmln_pipeline.machine.devices import check_device, resolve_device
 from mmln_pipeline.machine.files import existing_part
 from mmln_pipeline.weights import load_model
 from mmln_pipeline.workflows import Provenance, Target
@@ -29,7 +29,7 @@ class Method:
     tables : mapping of str to str
         Numbers and names of the labels of each atlas that has a table, as the text of a TSV.
     device : str
-        `cpu` or `cuda:N`.
+        `cpu` or `cuda:N`; on other machines also `auto`, which is theirs to resolve, or `cuda`.
     stripper : str
         What strips raw heads: `synthstrip`, `atlas` or, where all images are stripped, `skip`.
     other_templates : tuple of str
@@ -93,13 +93,15 @@ def check_paths(config: Config) -> None:
             raise UsageError(f"--derivatives {name}={path}: no such folder")
 
 
-def prepare_method(config: Config) -> Method:
+def prepare_method(config: Config, elsewhere: bool = False) -> Method:
     """Look up templates, weights, device and what strips raw heads.
 
     Parameters
     ----------
     config : Config
         Settings whose paths are checked.
+    elsewhere : bool, default False
+        Whether the work is done on other machines, whose devices are theirs to find.
 
     Returns
     -------
@@ -113,7 +115,7 @@ def prepare_method(config: Config) -> Method:
     """
     try:
         stripper = choose_stripper(config.skull_strip)
-        device = str(resolve_device(config.device))
+        device = check_device(config.device) if elsewhere else str(resolve_device(config.device))
         card = load_model(config.model, "cpu")[1]
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error

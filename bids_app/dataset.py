@@ -34,6 +34,9 @@ def check_output_dataset(output_dir: Path) -> None:
 def write_dataset_files(config: Config, method: Method, boilerplate: tuple[str, str]) -> None:
     """Write the files that describe the dataset; those that would not change stay untouched.
 
+    Settings and methods text are written twice: under the names that people look for, where those of the last run
+    stand, and under the run's own, for jobs that share the dataset.
+
     Parameters
     ----------
     config : Config
@@ -49,6 +52,9 @@ def write_dataset_files(config: Config, method: Method, boilerplate: tuple[str, 
     for text, name in zip(boilerplate, (filenames.CITATION, filenames.BIBTEX), strict=True):
         put_text(text, root / method.apart(name))
     put_text(config.to_toml(), root / method.apart(filenames.CONFIG))
+    own = root / filenames.RUNS / config.run_name
+    put_text(config.to_toml(), own.with_suffix(".toml"))
+    put_text(boilerplate[0], own.with_suffix(".md"))
     for atlas, table in method.tables.items():
         put_text(table, root / filenames.atlas_table_name(atlas))
 
@@ -67,7 +73,11 @@ def write_bidsignore(root: Path) -> None:
 
 
 def write_report(
-    config: Config, subject: str, errors: Sequence[Path | str] = (), group: Mapping[str, Mapping] | None = None
+    config: Config,
+    method: Method,
+    subject: str,
+    errors: Sequence[Path | str] = (),
+    group: Mapping[str, Mapping] | None = None,
 ) -> Path:
     """Write a subject's report from what lies in the output directory.
 
@@ -75,6 +85,8 @@ def write_report(
     ----------
     config : Config
         Settings of the run.
+    method : Method
+        What they mean on this machine.
     subject : str
         Label without `sub-`.
     errors : sequence of Path or str, default ()
@@ -87,9 +99,13 @@ def write_report(
     Path
         The report.
     """
-    from mmln_pipeline.reporting.page import write_subject_report
+    from mmln_pipeline.reporting.page import read_citation, write_subject_report
 
-    return write_subject_report(config.output_dir, subject, errors=errors, group=group)
+    # Another job may have written its own methods text meanwhile.
+    own = config.output_dir / filenames.RUNS / f"{config.run_name}.md"
+    texts = {method.apart(filenames.CITATION): own} if own.is_file() else {}
+    citation = read_citation(config.output_dir, texts)
+    return write_subject_report(config.output_dir, subject, errors=errors, group=group, citation=citation)
 
 
 def _describe(config: Config, method: Method) -> dict:

@@ -13,14 +13,15 @@ from traceback import format_exception
 import nipype
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
-from nipype.pipeline import plugins
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.utils.filemanip import indirectory
 
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.bids_app.plugin_option import POOL, Plugin
+from mmln_pipeline.bids_app.plugin_option import CLUSTER, POOL, Plugin, plugin_class
+from mmln_pipeline.bids_app.slurm_jobs import ListedTracebacks, SlurmJobs
 from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
 from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.machine.devices import list_cuda_devices
 from mmln_pipeline.machine.progress import progress_bar
 from mmln_pipeline.reporting.crashes import find_cause, read_crash
 from mmln_pipeline.workflows import Scan
@@ -83,7 +84,7 @@ def run_workflow(
             error = caught
         finally:
             gc.unfreeze()
-            if isinstance(runner, WorkerPool):
+            if isinstance(runner, WorkerPool | SlurmJobs):
                 runner.stop()
     new = sorted(set(crashes.glob("crash-*.txt")) - known)
     failures = _read_failures(new, list(names), config.work_dir)
@@ -115,7 +116,7 @@ def configure_nipype(config: Config) -> None:
         }
     )
     if config.resource_monitor:
-        record = config.output_dir / filenames.RESOURCES
+        record = config.output_dir / filenames.RUNS / f"{config.run_name}_{filenames.RESOURCES}"
         record.parent.mkdir(parents=True, exist_ok=True)
         nipype.config.set("monitoring", "summary_file", str(record))  # update_config passes this section over
     nipype.config.resource_monitor = config.resource_monitor
@@ -125,12 +126,16 @@ def configure_nipype(config: Config) -> None:
 def _make_runner(config: Config, arguments: dict, plugin: Plugin | None = None) -> PluginBase:
     """Choose the plugin: the one asked for, else this process for one processor, and worker processes for more."""
     name, given = plugin or Plugin("Linear" if config.nprocs == 1 else POOL, {})
+    if name == CLUSTER:
+        return SlurmJobs(plugin_args={**given, **arguments})
     if name != POOL:
-        return getattr(plugins, f"{name}Plugin")(plugin_args={**given, **arguments})
+        return type(name, (ListedTracebacks, plugin_class(name)), {})(plugin_args={**given, **arguments})
+    devices = list_cuda_devices() if config.device in ("auto", "cuda") else []
     own = {
         "n_procs": config.nprocs,
         "memory_gb": config.mem_gb,
-        "n_gpu_procs": config.omp_nthreads,  # a GPU node counts its threads: one of them at a time
+        "n_gpu_procs": config.omp_nthreads * max(1, len(devices)),  # a GPU node counts its threads
+        "devices": devices if len(devices) > 1 else [],
         "raise_insufficient": False,
         "log_level": LEVELS[min(config.verbose, 2)],
     }

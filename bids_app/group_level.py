@@ -23,7 +23,7 @@ from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
 from mmln_pipeline.reporting.group_page import write_group_report
 from mmln_pipeline.reporting.group_table import GroupTable, add_agreement
 
-PARTICIPANT_ONLY = ("boilerplate_only", "write_graph", "reports_only")
+PARTICIPANT_ONLY = ("boilerplate_only", "list_unfinished", "write_graph", "reports_only")
 
 
 def run_group(config: Config) -> int:

@@ -7,17 +7,21 @@ import re
 import sqlite3
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import bids
 from bids.layout import BIDSFile, BIDSLayout, Config, Entity, Tag, parse_file_entities
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.work_folder import one_at_a_time
 from mmln_pipeline.machine.files import why_unreadable
 
 OTHER_FOLDERS = re.compile("func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|micr|mrs")
@@ -29,6 +33,10 @@ LISTED = (".nii.gz", ".nii", ".mgz", ".mgh")
 RAW, DERIVATIVES = ("bids",), ("bids", "derivatives")
 """PyBIDS's lists of entities for the two kinds of dataset."""
 _FILE = "layout_index.sqlite"
+
+
+_KNOWN: WeakKeyDictionary[BIDSLayout, dict[Path, dict]] = WeakKeyDictionary()
+"""Entities of the files of each index, read once: that takes the most of a query's time."""
 
 
 class File(NamedTuple):
@@ -61,7 +69,17 @@ class Listing:
 
     def of_subject(self, label: str) -> list[str]:
         """Return the names of one subject's files."""
-        return [name for name in self.names if is_of_subject(name, label)]
+        return self._by_subject.get(label, [])
+
+    @cached_property
+    def _by_subject(self) -> dict[str, list[str]]:
+        """Names by labels, as `is_of_subject` tells them; of a name `sub-A_B` both A and A_B are."""
+        found = defaultdict(list)
+        for name in self.names:
+            words = name.split("/")[0].removeprefix("sub-").split("_")
+            for count in range(1, len(words) + 1):
+                found["_".join(words[:count])].append(name)
+        return found
 
 
 def is_of_subject(name: str, label: str) -> bool:
@@ -177,16 +195,23 @@ def find_files(layout: BIDSLayout, **query) -> list[File]:
     list of File
         Sorted by file name.
     """
-    entities = [entity for kind in layout.config.values() for entity in kind.entities.values()]
     paths = sorted((Path(found.path) for found in layout.get(**query)), key=lambda path: path.name)
-    return [File(path, read_entities(_below(Path(layout.root), path), entities)) for path in paths]
+    known = _KNOWN.setdefault(layout, {})
+    if any(path not in known for path in paths):
+        root, entities = Path(layout.root), _entities_of(layout)
+        known |= {path: read_entities(_below(root, path), entities) for path in paths if path not in known}
+    return [File(path, known[path]) for path in paths]
+
+
+def _entities_of(layout: BIDSLayout) -> list[Entity]:
+    return [entity for kind in layout.config.values() for entity in kind.entities.values()]
 
 
 def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None = None) -> BIDSLayout:
     """Index the files of a dataset, or open the index that an earlier run kept of just these.
 
     Each dataset has a folder of its own for its index. An index is built aside and moved there whole, so that runs that
-    start at once do no harm.
+    start at once do no harm; the first one builds, the others wait for it.
 
     Parameters
     ----------
@@ -212,14 +237,20 @@ def open_index(listing: Listing, kinds: Sequence[str], database_dir: Path | None
     try:
         if not _is_of(folder / _FILE, listing):
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                layout = _open(listing, kinds, Path(scratch))
-                layout.session.close()
-                layout.connection_manager.engine.dispose()
-                os.replace(Path(scratch) / _FILE, folder / _FILE)
+            with one_at_a_time(folder):
+                if not _is_of(folder / _FILE, listing):  # nor did another run build it meanwhile
+                    _build(listing, kinds, folder)
         return _open(listing, kinds, folder)
     except OSError as error:
         raise UsageError(f"--bids-database-dir {database_dir}: cannot be used: {error.strerror or error}") from error
+
+
+def _build(listing: Listing, kinds: Sequence[str], folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        layout = _open(listing, kinds, Path(scratch))
+        layout.session.close()
+        layout.connection_manager.engine.dispose()
+        os.replace(Path(scratch) / _FILE, folder / _FILE)
 
 
 def _open(listing: Listing, kinds: Sequence[str], database: Path | None = None) -> BIDSLayout:
@@ -241,11 +272,12 @@ def _open(listing: Listing, kinds: Sequence[str], database: Path | None = None) 
 def _fill(layout: BIDSLayout, listing: Listing) -> None:
     """Put the files and their entities into the tables of an empty layout."""
     entities = {name: entity for kind in layout.config.values() for name, entity in kind.entities.items()}
-    files, tags = [], []
+    files, tags, known = [], [], _KNOWN.setdefault(layout, {})
     for name in listing.names:
         file = BIDSFile(str(listing.root / name))
         files.append(file)
-        for entity, value in read_entities(name, list(entities.values())).items():
+        known[listing.root / name] = read_entities(name, list(entities.values()))
+        for entity, value in known[listing.root / name].items():
             tags.append(Tag(file, entities[entity], value, "int" if isinstance(value, int) else "str"))
     layout.session.bulk_save_objects(files)
     layout.session.bulk_save_objects(tags)

@@ -1,5 +1,6 @@
 """Settings of a run: one frozen dataclass, read from the command line and TOML, written back as TOML."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -234,6 +235,7 @@ class Config:
     clean_workdir: bool = option(False, help="begin anew: remove this program's work first")
     dry_run: bool = option(False, help="say what would run, and write nothing")
     reports_only: bool = option(False, help="write the reports of finished subjects anew")
+    list_unfinished: bool = option(False, help="print the subjects without all their results, one a line, no more")
     boilerplate_only: bool = option(False, help="write the methods text and its references (logs/CITATION) only")
     write_graph: bool = option(False, help="draw the workflow in the work directory")
     stop_on_first_crash: bool = option(False, help="stop all subjects when one fails")
@@ -269,11 +271,20 @@ class Config:
         >>> "nprocs = 2" in Config(Path("raw"), Path("out"), nprocs=2).to_toml()
         True
         """
-        settings = {
+        return "# Settings of one run of mmln-bids; use them again by --config-file.\n\n" + tomli_w.dumps(
+            self._sections()
+        )
+
+    @property
+    def run_name(self) -> str:
+        """Return a name that tells this run's files from those of other settings, and of other jobs of an array."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()[:12]
+
+    def _sections(self) -> dict[str, dict[str, Any]]:
+        return {
             section: {name: _plain(value) for name in names if (value := getattr(self, name)) is not None}
             for section, names in SECTIONS.items()
         }
-        return "# Settings of the last run of mmln-bids; use them again by --config-file.\n\n" + tomli_w.dumps(settings)
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -4,19 +4,22 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline import __version__
+from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method
 from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files, write_report
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
-from mmln_pipeline.bids_app.naming import name_apart
-from mmln_pipeline.bids_app.plugin_option import Plugin, read_plugin
+from mmln_pipeline.bids_app.naming import name_apart, note_templates
+from mmln_pipeline.bids_app.plugin_option import Plugin, check_cluster, read_plugin
+from mmln_pipeline.bids_app.slurm_jobs import mark_folder
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
@@ -50,9 +53,14 @@ def run_participants(config: Config) -> int:
     check_output_dataset(config.output_dir)
     plugin = read_plugin(config.use_plugin) if config.use_plugin else None
     found = find_scans(config)
-    method = name_apart(config.output_dir, prepare_method(config))
+    method = name_apart(config.output_dir, prepare_method(config, elsewhere=bool(plugin and plugin.is_batch)))
+    if plugin is not None:
+        check_batch(config, plugin, method)
     scans, templates = drop_templates(config, found.scans, method.targets)
     found = found._replace(scans=scans, skipped=found.skipped | templates)
+    if config.list_unfinished:
+        print("".join(f"{subject}\n" for subject in list_unfinished(config, method, found)), end="")
+        return 0
     for line in dict.fromkeys(describe_headers(scans, method)):
         print(f"mmln-bids: warning: {line}", file=sys.stderr)
     if config.dry_run:
@@ -63,6 +71,34 @@ def run_participants(config: Config) -> int:
         return finish(config, method, scans, {})
     with sole_use(config.work_dir):
         return register_scans(config, method, found, plugin)
+
+
+def check_batch(config: Config, plugin: Plugin, method: Method) -> None:
+    """Refuse what cannot be done by a scheduler's jobs, and jobs that it would not take.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    plugin : Plugin
+        Nipype's; where it runs nodes on this machine, nothing is checked.
+    method : Method
+        What the settings mean.
+
+    Raises
+    ------
+    UsageError
+        An option or an argument of the plugin has to be another.
+    """
+    if not plugin.is_batch:
+        return
+    if config.resource_monitor:
+        raise UsageError("--resource-monitor: watches this machine only: leave it to the scheduler")
+    if method.device.startswith("cuda:"):
+        raise UsageError(f"--device {method.device}: each job has devices of its own: give cuda, or auto")
+    if not (config.dry_run or config.list_unfinished or config.reports_only or config.boilerplate_only):
+        mark = mark_folder(config.work_dir)
+        check_cluster(plugin, config.omp_nthreads, NETWORK_GB, method.device.startswith("cuda"), mark)
 
 
 def register_scans(config: Config, method: Method, found: Found, plugin: Plugin | None) -> int:
@@ -88,7 +124,9 @@ def register_scans(config: Config, method: Method, found: Found, plugin: Plugin 
     failures = {name: Failure(reason) for name, reason in found.failed.items()}
     sound = [scan for scan in scans if scan.stem not in failures]
     unbuilt: dict[str, Exception] = {}
-    workflow = build_workflow(config, method, sound, unbuilt)
+    # A job has memory of its own, whatever this machine has.
+    own = replace(config, low_mem=False, mem_gb=NETWORK_GB) if plugin and plugin.is_batch else config
+    workflow = build_workflow(own, method, sound, unbuilt)
     failures |= {name: Failure(f"{type(error).__name__}: {error}") for name, error in unbuilt.items()}
     sound = [scan for scan in sound if scan.stem not in unbuilt]
     if config.clean_workdir:
@@ -103,6 +141,27 @@ def register_scans(config: Config, method: Method, found: Found, plugin: Plugin 
     if sound and not (failures and config.stop_on_first_crash):
         failures |= run_workflow(workflow, config, sound, plugin)
     return finish(config, method, scans, failures)
+
+
+def list_unfinished(config: Config, method: Method, found: Found) -> list[str]:
+    """List the subjects of whose images at least one has not all its results.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    found : Found
+        The scans of the run.
+
+    Returns
+    -------
+    list of str
+        Labels without `sub-`.
+    """
+    missing = (scan.subject for scan in found.scans if find_missing(config.output_dir, method, scan))
+    return list(dict.fromkeys(missing))
 
 
 def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
@@ -189,11 +248,15 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
         if failure:
             failed[scan.stem] = failure
     done = sum(scan.stem not in failed for scan in scans)
-    records = read_records(config.output_dir)
-    for subject in dict.fromkeys(scan.subject for scan in scans):
+    # Of other subjects' records none is read: a job of an array costs the same, however many are finished.
+    subjects = list(dict.fromkeys(scan.subject for scan in scans))
+    records = {name: own for subject in subjects for name, own in read_records(config.output_dir, subject).items()}
+    if done:
+        note_templates(config.output_dir, method)
+    for subject in subjects:
         own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
         try:
-            write_report(config, subject, [failure.crash_file or failure.cause for failure in own], records)
+            write_report(config, method, subject, [failure.crash_file or failure.cause for failure in own], records)
         except Exception as error:  # one report must not cost the others theirs
             if config.verbose:
                 traceback.print_exc()

@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmln_pipeline.bids_app.arguments import UsageError
@@ -13,6 +13,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+TURNS = ".lock"
+"""File of a folder whose users take turns."""
 LOCK = ".mmln-bids.lock"
 """File whose lock the system takes back when its holder ends, however that happens; it says who held it last."""
 
@@ -51,4 +53,22 @@ def sole_use(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
+        yield
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let processes, on whichever machine, do something in a folder one after the other.
+
+    File systems that know no locks are used without; what is done there has to bear that.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    """
+    with open(folder / TURNS, "a", encoding="utf-8") as file:
+        if fcntl:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield

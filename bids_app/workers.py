@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import warnings
+from collections import defaultdict
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -30,12 +31,23 @@ class WorkerPool(MultiProcPlugin):
     Python ends the others and fails every node that was running; the next one cannot be submitted, and `run` ends
     with `BrokenProcessPool`. In pools of one process, a death concerns the node that ran in it; the others do not
     notice. Workers are fresh processes (none inherits threads or CUDA) and are used again.
+
+    Nipype tells nobody which GPU is free, so all nodes would compute on the first one. Here each node on a GPU goes to
+    a worker that sees one device alone, and waits where all of them are taken.
+
+    Parameters
+    ----------
+    plugin_args : mapping
+        MultiProc's arguments; `devices` are names of GPUs as `CUDA_VISIBLE_DEVICES` takes them. Without them, nodes on
+        a GPU are treated as all others.
     """
 
     def __init__(self, plugin_args: dict) -> None:
         super().__init__(plugin_args=plugin_args)
         self.pool.shutdown()
-        self._idle: list[ProcessPoolExecutor] = []
+        self._idle: dict[str | None, list[ProcessPoolExecutor]] = defaultdict(list)
+        self._free_devices = list(plugin_args.get("devices", ()))
+        self._has_devices = bool(self._free_devices)
         self._workers: set[ProcessPoolExecutor] = set()
 
     def stop(self) -> None:
@@ -67,38 +79,45 @@ class WorkerPool(MultiProcPlugin):
                 self._clean_queue(jobid, graph, result={"result": None, "traceback": lines})
 
     def _submit_job(self, node, updatehash=False):
+        needs_device = self._has_devices and node.is_gpu_node()
+        if needs_device and not self._free_devices:
+            return None  # Nipype comes back to it
+        device = self._free_devices.pop(0) if needs_device else None
         self._taskid += 1
-        worker, future = self._submit(run_node, node, updatehash, self._taskid)
+        worker, future = self._submit(device, run_node, node, updatehash, self._taskid)
         self._task_obj[self._taskid] = future
-        future.add_done_callback(partial(self._collect, self._taskid, worker))
+        future.add_done_callback(partial(self._collect, self._taskid, worker, device))
         return self._taskid
 
-    def _submit(self, *task) -> tuple[ProcessPoolExecutor, Future]:
-        """Give a task to an idle worker, or to a new one."""
-        while self._idle:
-            worker = self._idle.pop()
+    def _submit(self, device: str | None, *task) -> tuple[ProcessPoolExecutor, Future]:
+        """Give a task to an idle worker of a device, or to a new one."""
+        idle = self._idle[device]
+        while idle:
+            worker = idle.pop()
             with suppress(BrokenProcessPool):  # it was killed while it had nothing to do
                 return worker, worker.submit(*task)
-        worker = self._make_worker()
+        worker = self._make_worker(device)
         self._workers.add(worker)
         with stop_later():
             return worker, worker.submit(*task)
 
-    def _make_worker(self) -> ProcessPoolExecutor:
+    def _make_worker(self, device: str | None = None) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             max_workers=1,
             initializer=start_worker,
-            initargs=(self._cwd, self.plugin_args.get("log_level"), nipype.config.resource_monitor),
+            initargs=(self._cwd, self.plugin_args.get("log_level"), nipype.config.resource_monitor, device),
             mp_context=get_context("spawn"),
         )
 
-    def _collect(self, taskid, worker, future):
-        """Take a node's result, or make one of the worker's death."""
+    def _collect(self, taskid, worker, device, future):
+        """Take a node's result, or make one of the worker's death; its device is free again."""
+        if device is not None:
+            self._free_devices.append(device)
         if future.cancelled():
             return
         error = future.exception()
         if not isinstance(error, BrokenProcessPool):
-            self._idle.append(worker)
+            self._idle[device].append(worker)
         self._taskresult[taskid] = (
             future.result()
             if error is None
@@ -120,7 +139,7 @@ def set_loudness(level: int | None) -> None:
             logging.getLogger(name).setLevel(level)
 
 
-def start_worker(folder: str, level: int | None, monitor: bool) -> None:
+def start_worker(folder: str, level: int | None, monitor: bool, device: str | None = None) -> None:
     """Prepare a worker process: it dies with its parent, works in a folder, is silent, and never calls home.
 
     Parameters
@@ -131,7 +150,11 @@ def start_worker(folder: str, level: int | None, monitor: bool) -> None:
         Level of Nipype's loggers; None leaves them.
     monitor : bool
         Whether Nipype records the use of resources.
+    device : str or None, default None
+        The one GPU to be seen, as `CUDA_VISIBLE_DEVICES` names it; None: those of the parent.
     """
+    if device is not None:  # before anything of CUDA's is loaded
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     if hasattr(os, "setpgrp"):  # a group of its own: what it starts can be ended with it
         os.setpgrp()
     threading.Thread(target=_die_with_parent, name="watch-parent", daemon=True).start()

@@ -16,7 +16,7 @@ from tiny_bids import (
     SHAPE,
     committed_files,
     describe,
-    list_files,
+    list_results,
     make_brain,
     scan_config,
     snapshot,
@@ -27,6 +27,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.bids_app import participant_level
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
+from mmln_pipeline.bids_app.naming import read_taken
 from mmln_pipeline.bids_app.run import main
 
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
@@ -40,7 +41,7 @@ VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
 def test_run_writes_every_file(finished):
     out, _, code = finished
     assert code == 0
-    assert list_files(out) == committed_files("participant")
+    assert list_results(out) == committed_files("participant")
 
 
 def test_sources_exist(finished, place):
@@ -278,3 +279,44 @@ def test_options_of_a_run(command, tmp_path):
     record = json.loads((tmp_path / "out/sub-02/anat/sub-02_run-1_desc-registration_qc.json").read_text())
     assert record["random_seed"] == 3 and record["init"] == "identity"
     assert "bias_correction" not in record["seconds"]
+
+
+# ---------------------------------------------------------------------------- jobs that share an output directory
+
+
+def test_a_job_reads_its_own_subjects_only(finished, tmp_path, monkeypatch, capsys):
+    """Starting and finishing costs the same, however many subjects are finished."""
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    arguments = [str(out) if part == str(finished[0]) else part for part in finished[1]]
+    opened, read_text = [], Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda self, *a, **k: (opened.append(self), read_text(self, *a, **k))[1])
+    assert main([*arguments, "--participant-label", "02", "--reports-only"]) == 0
+    assert "1 of 1 images done" in capsys.readouterr().out
+    assert any(path.is_relative_to(out / "sub-02") for path in opened)
+    assert not any(path.is_relative_to(out / "sub-01") for path in opened)
+
+
+def test_what_an_older_version_left_is_read(finished, tmp_path):
+    """Before there was a note of templates, the names had to be read from all results."""
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    before = read_taken(out)
+    (out / "logs/templates.json").unlink()
+    assert read_taken(out) == before and before["tiny"].plain and before["tiny"].atlas == "core"
+
+
+def test_runs_keep_their_own_settings(finished):
+    out, arguments, _ = finished
+    config = parse_args(arguments)
+    assert (out / f"logs/runs/{config.run_name}.toml").read_text() == config.to_toml()
+    assert (out / f"logs/runs/{config.run_name}.md").read_text() == (out / "logs/CITATION.md").read_text()
+    assert parse_args([*arguments, "--participant-label", "01"]).run_name != config.run_name
+
+
+def test_unfinished_subjects_are_listed(finished, tmp_path, capsys):
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    arguments = [str(out) if part == str(finished[0]) else part for part in finished[1]]
+    assert main([*arguments, "--list-unfinished"]) == 0
+    assert capsys.readouterr().out == ""
+    next((out / "sub-01/ses-b/anat").glob("*_xfm.h5")).unlink()
+    assert main([*arguments, "--list-unfinished"]) == 0
+    assert capsys.readouterr().out == "01\n"

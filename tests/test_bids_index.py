@@ -134,7 +134,7 @@ def test_runs_that_start_at_once_share_an_index(growing):
     with ProcessPoolExecutor(3) as pool:
         assert list(pool.map(_open_and_count, [root] * 6)) == [2] * 6
     (folder,) = (root / "index").iterdir()
-    assert [path.name for path in folder.iterdir()] == ["layout_index.sqlite"]
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "layout_index.sqlite"]
 
 
 # ---------------------------------------------------------------------------- descriptions, names, ignored files

@@ -8,7 +8,7 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_bids import list_files, make_brain, one_error, settings, snapshot, write_image
+from tiny_bids import list_results, make_brain, one_error, settings, snapshot, write_image
 
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.interfaces.saving import SaveDerivative
@@ -44,8 +44,8 @@ def test_nothing_of_the_first_template_is_replaced(shared):
     assert shared.code == 0
     out, after = shared.out, snapshot(shared.out)
     changed = {path.relative_to(out).as_posix() for path, state in shared.before.items() if after[path] != state}
-    assert changed == {"sub-02.html", "dataset_description.json"}
-    new = list_files(out) - {path.relative_to(out).as_posix() for path in shared.before}
+    assert changed == {"sub-02.html", "dataset_description.json", "logs/templates.json"}
+    new = list_results(out) - {path.relative_to(out).as_posix() for path in shared.before}
     assert {
         f"{HEAD}_space-other_desc-registration_qc.json",
         f"{HEAD}_space-other_desc-registration_qc.tsv",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.spatial.transform import Rotation
-from tiny_bids import SHAPE, committed_files, describe, list_files, make_brain, settings, write_image
+from tiny_bids import SHAPE, committed_files, describe, list_results, make_brain, settings, write_image
 
 from mmln_pipeline.bids_app.arguments import build_parser, parse_args
 from mmln_pipeline.bids_app.finished import find_results
@@ -62,7 +62,7 @@ def averaged(place, tmp_path_factory):
 
 def test_runs_become_one_result(averaged):
     _, out, _ = averaged
-    assert list_files(out) == committed_files("averaged")
+    assert list_results(out) == committed_files("averaged")
     record = json.loads((out / "sub-01/anat/sub-01_desc-registration_qc.json").read_text())
     assert record["images_averaged"] == 2
     found = read_transform(out / "sub-01/anat/sub-01_run-2_from-orig_to-T1w_mode-image_xfm.h5")

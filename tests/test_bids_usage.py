@@ -218,6 +218,13 @@ def test_sloppy(place):
         (["--nprocs", "8", "--omp-nthreads", "2"], "omp_nthreads", 2),
         (["--nprocs", "16"], "omp_nthreads", 8),
         (["--mem", "500 MB"], "mem_gb", 0.5),
+        (["--mem_mb", "500"], "mem_gb", 0.5),
+        (["--mem-mb=500"], "mem_gb", 0.5),
+        (["--participant_label", "01"], "participant_label", ("01",)),
+        (["--skip_bids_validator"], "skip_bids_validation", True),
+        (["--n_cpus", "3"], "nprocs", 3),
+        (["--nthreads=3"], "nprocs", 3),
+        (["--list-unfinished"], "list_unfinished", True),
         (["--device", "cuda:1"], "device", "cuda:1"),
         (["--use-plugin", "/p.toml"], "use_plugin", Path("/p.toml")),
         (["--low-mem"], "low_mem", True),
@@ -235,6 +242,14 @@ def test_sloppy(place):
 )
 def test_options_become_settings(options, name, value):
     assert getattr(parse_args(["/raw", "/out", "participant", *options]), name) == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--partcipant-label", "--participant-label"), ("--omp-threads=2", "--omp-nthreads")]
+)
+def test_the_option_that_was_meant_is_named(capsys, typed, meant):
+    assert main(["/raw", "/out", "participant", typed]) == 2
+    assert f"unrecognized arguments: {typed}: did you mean {meant}? (see" in one_error(capsys)
 
 
 def test_datasets_add_up(tmp_path):

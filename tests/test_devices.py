@@ -16,6 +16,7 @@ from mmln_pipeline.machine.devices import (
     has_fast_bfloat16,
     itk_threads,
     kept_memory,
+    list_cuda_devices,
     peak_memory_mb,
     resolve_device,
     set_threads,
@@ -54,6 +55,34 @@ def test_cuda_devices_are_numbered_from_zero(monkeypatch):
     ]
     with pytest.raises(ValueError, match="there are 2 CUDA devices"):
         resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("shown", "count", "found"),
+    [
+        (None, 2, ["0", "1"]),
+        ("2,5", 2, ["2", "5"]),
+        ("0,7,1", 1, ["0"]),  # CUDA stops at a number that there is not
+        ("MIG-a, MIG-b", 1, ["MIG-a", "MIG-b"]),  # a process sees one part; two processes see two
+        ("", 0, []),
+    ],
+)
+def test_cuda_devices_are_those_shown(monkeypatch, shown, count, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    assert list_cuda_devices() == found
+
+
+def test_reserved_memory_of_a_gpu_is_given_back(monkeypatch):
+    empty = Mock()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    with kept_memory():
+        empty.assert_not_called()
+    empty.assert_called_once()
 
 
 def test_threads_are_set_where_asked(monkeypatch):

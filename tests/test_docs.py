@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 # Options of Apptainer, Docker, pip and SLURM that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
-FOREIGN |= {"--cpus-per-task", "--time"}
+FOREIGN |= {"--cpus-per-task", "--time", "--gres", "--partition", "--job-name", "--output", "--bind", "--wrap"}
 
 
 def find_blocks(page, *languages):
@@ -188,6 +188,9 @@ def test_settings_on_the_pages_are_read(tmp_path):
     ((_, text),) = find_blocks("faq", "toml")
     (tmp_path / "plugin.toml").write_text(text)
     assert read_plugin(tmp_path / "plugin.toml").arguments == {"n_procs": 8, "memory_gb": 32}
+    ((_, text),) = find_blocks("clusters", "toml")
+    (tmp_path / "plugin.toml").write_text(text)
+    assert read_plugin(tmp_path / "plugin.toml").arguments == {"sbatch_args": "--partition=short", "max_jobs": 200}
 
 
 # ----------------------------------------------------------------------------------------- nothing left out
@@ -206,6 +209,7 @@ def list_options(of):
 
 def test_every_option_on_the_pages_exists():
     known = set().union(*map(list_options, list_parsers())) | FOREIGN
+    known |= {"--participant_label", "--skip_bids_validator", "--n_cpus", "--nthreads", "--mem_mb"}
     found = {(page, name) for page, text in PAGES.items() for name in re.findall(r"(?<![\w-])--[a-z][\w-]+", text)}
     assert [(page, name) for page, name in sorted(found) if name not in known] == []
 
@@ -218,7 +222,13 @@ def list_names(scan, spaced):
         *filenames.fused_paths(scan, has_dseg=True).values(),
         *filenames.group_paths("TPL").values(),
         *(filenames.DESCRIPTION, filenames.BIDSIGNORE, filenames.CITATION, filenames.BIBTEX, filenames.CONFIG),
-        *(f"{filenames.CRASHES}/", filenames.RESOURCES, filenames.GROUP_TABLE, filenames.GROUP_REPORT),
+        *(
+            f"{filenames.CRASHES}/",
+            f"{filenames.RUNS}/",
+            filenames.TEMPLATES,
+            filenames.GROUP_TABLE,
+            filenames.GROUP_REPORT,
+        ),
         *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]
     return {re.sub(r"^sub-X/.*/sub-X(_run-\d+)?_", "..._", path) for path in paths}

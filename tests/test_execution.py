@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
+from nipype.interfaces.base import traits
 from nipype.interfaces.utility import Function, Rename
 from nipype.pipeline import engine as pe
+from nipype.pipeline.engine.utils import load_resultfile
 from nipype.pipeline.plugins import LinearPlugin
 
 from mmln_pipeline.bids_app import execution
@@ -17,6 +20,7 @@ from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.plugin_option import Plugin
 from mmln_pipeline.reporting.crashes import find_cause
+from mmln_pipeline.workflows import init_registration_wf
 
 
 def identify():
@@ -54,8 +58,8 @@ def test_several_processes(tmp_path, monkeypatch):
     made = []
 
     class Recorded(execution.WorkerPool):
-        def _collect(self, taskid, worker, future):
-            super()._collect(taskid, worker, future)
+        def _collect(self, taskid, *others):
+            super()._collect(taskid, *others)
             made.append(self._taskresult[taskid]["result"].outputs.out)
 
     monkeypatch.setattr(execution, "WorkerPool", Recorded)
@@ -69,7 +73,8 @@ def test_resource_monitor(tmp_path, monkeypatch, nprocs):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert run_functions(tmp_path, [make_function(identify, "one")], nprocs, resource_monitor=True)[1] == {}
-    record = json.loads((tmp_path / "out/logs/resource_monitor.json").read_text())
+    (path,) = (tmp_path / "out/logs/runs").glob("*_resource_monitor.json")
+    record = json.loads(path.read_text())
     assert not list((tmp_path / "here").iterdir())
     assert set(record["name"]) == {"functions_wf.one"} and min(record["rss_GiB"]) > 0
     run_functions(tmp_path / "again", [make_function(identify, "one")], 1)
@@ -104,7 +109,7 @@ class Threads(ThreadPoolExecutor):
 
 def test_a_node_whose_input_is_gone_fails_alone(tmp_path, monkeypatch):
     """Nipype looks at the inputs of a node with an earlier result before it sends it to a worker."""
-    monkeypatch.setattr(execution.WorkerPool, "_make_worker", lambda self: Threads(1))
+    monkeypatch.setattr(execution.WorkerPool, "_make_worker", lambda self, device=None: Threads(1))
     path = tmp_path / "volume.txt"
     path.write_text("here")
     name_file = make_function(repeat, "name_file")
@@ -121,6 +126,48 @@ def test_a_node_whose_input_is_gone_fails_alone(tmp_path, monkeypatch):
     (crash,) = (tmp_path / "out/logs/crash").glob("*.txt")
     assert "functions_wf.reader" in crash.read_text() and "volume.txt" in crash.read_text()
     assert (tmp_path / "work/functions_wf/later/result_later.pklz").is_file()
+
+
+def see():
+    """Return the GPUs that this process is shown, and when it began and ended."""
+    import os
+    import time
+
+    began = time.time()
+    time.sleep(0.2)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), began, time.time()
+
+
+class OnGpu(Function):
+    """A function that Nipype counts as a node on a GPU."""
+
+    def __init__(self, **inputs):
+        super().__init__(**inputs)
+        self.inputs.add_trait("use_gpu", traits.Bool(True))
+        self.inputs.use_gpu = True
+
+    def _run_interface(self, runtime):
+        self.inputs.remove_trait("use_gpu")
+        return super()._run_interface(runtime)
+
+
+def test_each_worker_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """Two of three nodes run at once, each on a device that no other one uses; the one without waits."""
+    monkeypatch.setattr(execution, "list_cuda_devices", lambda: ["MIG-a", "3"])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nodes = [pe.Node(OnGpu(function=see, output_names=["out", "began", "ended"]), name=name) for name in "abc"]
+    plain = pe.Node(Function(function=see, output_names=["out", "began", "ended"]), name="plain")
+    workflow, _ = run_functions(tmp_path, [*nodes, plain], nprocs=4)
+    results = {name: load_result(workflow, name) for name in ("a", "b", "c", "plain")}
+    assert {results[name].out for name in "abc"} == {"MIG-a", "3"} and results["plain"].out is None
+    for device in ("MIG-a", "3"):
+        own = sorted((found.began, found.ended) for found in results.values() if found.out == device)
+        assert all(first[1] <= second[0] for first, second in pairwise(own))
+
+
+def load_result(workflow, name):
+    path = f"{workflow.base_dir}/{workflow.name}/{name}/result_{name}.pklz"
+    return load_resultfile(path).outputs
 
 
 def test_failures_are_told_by_scan(tmp_path):
@@ -166,3 +213,11 @@ def test_short_memory_is_told_in_the_same_words(error):
     cause = find_cause(f"Traceback (most recent call last):\n  File 'x', line 1\n{error}\n")
     assert cause.startswith("memory ran short: fewer --nprocs, or --low-mem (")
     assert error.split(": ")[-1][:20] in cause
+
+
+def test_a_registration_on_a_gpu_leaves_processors_to_others():
+    (gpu, cpu) = (
+        init_registration_wf(device=device, omp_nthreads=8).get_node("registration") for device in ("cuda", "cpu")
+    )
+    assert (gpu.n_procs, gpu.inputs.num_threads, gpu.is_gpu_node()) == (2, 2, True)
+    assert (cpu.n_procs, cpu.inputs.num_threads, cpu.is_gpu_node()) == (8, 8, False)

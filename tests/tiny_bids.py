@@ -103,6 +103,11 @@ def list_files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def list_results(folder):
+    """All files but those whose names are made of the run's settings."""
+    return {name for name in list_files(folder) if not name.startswith("logs/runs/")}
+
+
 def committed_files(name):
     """The files that a run should leave, as listed in tests/data."""
     return set((Path(__file__).parent / "data" / f"{name}_files.txt").read_text(encoding="utf-8").split())

@@ -8,6 +8,9 @@ from nipype.pipeline import engine as pe
 from mmln_pipeline.interfaces import ApplyMMLNTransform, MMLNRegistration
 from mmln_pipeline.registration.settings import Settings, refuse
 
+GPU_THREADS = 2
+"""Threads of a registration whose network runs on a GPU: they read, resample and write."""
+
 
 def init_registration_wf(
     *,
@@ -37,7 +40,7 @@ def init_registration_wf(
     compare_labels : bool, default False
         Score the overlap of the two label images: they share one numbering.
     omp_nthreads : int, default 1
-        Threads of the registration.
+        Threads of the registration; on a GPU at most `GPU_THREADS`.
     mem_gb : float, default 3.0
         Memory to reserve for the network, GB.
     name : str, default "registration_wf"
@@ -111,6 +114,8 @@ def init_registration_wf(
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
+    on_gpu = chosen.device.startswith("cuda")
+    threads = min(omp_nthreads, GPU_THREADS) if on_gpu else omp_nthreads
     registration = pe.Node(
         MMLNRegistration(
             model=str(chosen.model),
@@ -118,12 +123,12 @@ def init_registration_wf(
             refine=chosen.refine,
             topology=chosen.topology,
             device=chosen.device,
-            use_gpu=chosen.device.startswith("cuda"),
-            num_threads=omp_nthreads,
+            use_gpu=on_gpu,
+            num_threads=threads,
             random_seed=chosen.random_seed,
         ),
         name="registration",
-        n_procs=omp_nthreads,
+        n_procs=threads,
         mem_gb=mem_gb,
     )
     apply_mask = pe.Node(ApplyMMLNTransform(interpolation="nearest"), name="apply_mask", mem_gb=1)

@@ -35,11 +35,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     ValueError
         When the name is none of these, or CUDA or its device N is absent.
     """
-    if name == "auto":
+    if check_device(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit())):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
@@ -47,6 +45,32 @@ def resolve_device(name: str = "auto") -> torch.device:
         if index and int(index) >= count:
             raise ValueError(f"device: {name!r} asked for, but there are {count} CUDA devices, numbered from 0")
     return torch.device(name)
+
+
+def list_cuda_devices() -> list[str]:
+    """List the CUDA devices that this process may use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    Returns
+    -------
+    list of str
+        Numbers, or the names (`GPU-...`, `MIG-...`) that stand in that variable; a process to whom one of them alone
+        is shown finds it as ``cuda:0``. A process finds one part of a divided (MIG) GPU at most, several processes
+        several.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None or not count:
+        return [str(number) for number in range(count)]
+    named = list(dict.fromkeys(name.strip() for name in shown.split(",")))
+    return named if named[0].startswith("MIG-") else named[:count]
+
+
+def check_device(name: str) -> str:
+    """Return the name of a device, whether there is such a one here or not; raise ValueError where it is none."""
+    kind, _, index = name.partition(":")
+    if name != "auto" and (kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdigit()))):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}")
+    return name
 
 
 def set_threads(count: int | None) -> None:
@@ -73,20 +97,24 @@ def kept_memory() -> Iterator[None]:
     """Let the C library keep freed memory during the block instead of handing it back to the system at once.
 
     Fields of many megabytes come and go all the time, and the system zeroes each page that it hands out: on a CPU that
-    takes as long as much of the arithmetic. Does nothing where the C library is not glibc.
+    takes as long as much of the arithmetic. Does nothing where the C library is not glibc. In the end, memory of a GPU
+    that PyTorch holds in reserve is given back too.
     """
     libc = ctypes.CDLL(None) if os.name == "posix" else None
-    if libc is None or not hasattr(libc, "mallopt"):
-        yield
-        return
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_MMAP_MAX, 0)
+    if libc is not None and not hasattr(libc, "mallopt"):  # not glibc
+        libc = None
+    if libc is not None:
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_MMAP_MAX, 0)
     try:
         yield
     finally:
-        libc.mallopt(_TRIM_THRESHOLD, 2**26)  # what glibc itself arrives at when large blocks are freed
-        libc.mallopt(_MMAP_MAX, 2**16)  # its default
-        libc.malloc_trim(0)
+        if libc is not None:
+            libc.mallopt(_TRIM_THRESHOLD, 2**26)  # what glibc itself arrives at when large blocks are freed
+            libc.mallopt(_MMAP_MAX, 2**16)  # its default
+            libc.malloc_trim(0)
+        if torch.cuda.is_initialized():  # other processes may compute on the same GPU
+            torch.cuda.empty_cache()
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

@@ -90,6 +90,6 @@ def find_cause(text: str) -> str:
         return f"a worker process was killed, most likely for lack of memory: {FIX_MEMORY}"
     if REFUSED.search(found[-1][0]):
         return f"memory ran short: {FIX_MEMORY} ({name}{f': {message}' if message else ''})"
-    if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:
+    if name in ("ValueError", "FileNotFoundError", "ChildProcessError", "TopologyError") and message:
         return message
     return f"{name}: {message}" if message else name

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -96,7 +97,7 @@ def write_subject_report(
         raise FileNotFoundError(f"output_dir: expected the folder of the derivatives, found nothing at {output_dir}")
     qc = read_records(output_dir, label) if qc is None else qc
     group = read_records(output_dir) if group is None else group
-    citation = _read_citation(output_dir) if citation is None else citation
+    citation = read_citation(output_dir) if citation is None else citation
     failures = [_describe_failure(error) for error in errors]
     fragments = dict(_figure_fragments(output_dir, label))
     fragments[f"sub-{label}_desc-summary_T1w"] = _summary(label, qc, summary or {}, failures)
@@ -191,9 +192,25 @@ def _data_uri(svg: str) -> str:
     return "data:image/svg+xml," + quote(svg, safe=" !$'*+,-./:;=?@[]^_`{|}~")
 
 
-def _read_citation(output_dir: Path) -> str:
-    """Read the dataset's methods text, if it has one; of several templates, each has its own."""
-    paths = [output_dir / filenames.CITATION, *sorted(output_dir.glob(filenames.apart(filenames.CITATION, "*")))]
+def read_citation(output_dir: Path, texts: Mapping[str, Path] = MappingProxyType({})) -> str:
+    """Read the dataset's methods text, if it has one; of several templates, each has its own.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives dataset.
+    texts : mapping of str to Path, default: empty
+        Files that are read in place of those of these names.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
+    names = {
+        path.relative_to(output_dir).as_posix() for path in output_dir.glob(filenames.apart(filenames.CITATION, "*"))
+    }
+    paths = [texts.get(name, output_dir / name) for name in dict.fromkeys([filenames.CITATION, *sorted(names)])]
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in paths if path.exists())
 
 
