@@ -29,6 +29,14 @@ def test_every_option_has_a_test():
     assert [names for names in options if not any(f'"{name}"' in text for name in names)] == []
 
 
+def test_transforms_in_other_formats_are_asked_for_by_name(tmp_path, capsys):
+    config = parse_args([str(tmp_path), str(tmp_path / "out"), "participant", "--write-formats", "fsl", "x5"])
+    assert tuple(config.write_formats) == ("fsl", "x5")
+    with pytest.raises(SystemExit) as end:
+        parse_args([str(tmp_path), str(tmp_path / "out"), "participant", "--write-formats", "afni"])
+    assert end.value.code == 2 and "afni" in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------- runs and lesion masks
 
 

@@ -124,7 +124,9 @@ def test_what_is_imported_is_declared_and_nothing_else():
     setup = (ROOT / "setup.py").read_text()
     needed = setup[setup.index("install_requires") : setup.index("extras_require")]
     trained = re.search(r"TRAIN = \[(.*)\]", setup)[1]
-    declared = {name.lower().replace("_", "-") for name in re.findall(r'["\']([A-Za-z][\w-]*)>=', needed + trained)}
+    converted = re.search(r"CONVERT = \[(.*)\]", setup)[1]
+    named = re.findall(r'["\']([A-Za-z][\w-]*)>=', needed + trained + converted)
+    declared = {name.lower().replace("_", "-") for name in named}
     providers = packages_distributions()
     imported = {providers.get(name, [name])[0].lower().replace("_", "-"): path for name, path in list_imports().items()}
     assert {name: path for name, path in imported.items() if name not in declared} == {}

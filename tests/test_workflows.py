@@ -79,6 +79,10 @@ def cases():
     common = {"output_dir": "/out", "provenance": PROVENANCE}
     for scan, atlas in itertools.product((PLAIN, FULL, RUNS), (None, "tissue")):
         yield init_derivatives_wf, {"scan": scan, "atlas": atlas, **common}
+    formats = {"formats": ("fsl", "x5")}
+    yield init_derivatives_wf, {"scan": PLAIN, **formats, **common}
+    yield init_template_wf, {"scan": PLAIN, "target": replace(BARE, **formats), **common}
+    yield init_single_subject_wf, {"scan": PLAIN, "targets": [replace(BARE, **formats)], **common}
     for scan, target in itertools.product((PLAIN, FULL, RUNS), (BARE, LABELLED)):
         yield init_template_wf, {"scan": scan, "target": target, **common}
         for bias in flags:

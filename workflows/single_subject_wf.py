@@ -77,6 +77,8 @@ def init_single_subject_wf(
         Average of several images, and the transform to the world of image number N (only of several images).
     forward_xfm, inverse_xfm
         ITK composites T1w to template and back.
+    forward_fsl, inverse_fsl, forward_x5, inverse_x5
+        The transforms as other tools have them (only of a target's `formats`).
     t1w_std, mask_std
         Brain image and brain mask on the template's grid.
     log_jacobian

@@ -184,7 +184,7 @@ def _load_model(name: str, device: str) -> Any:
 def _quiet() -> Iterator[None]:
     """Let warnings of many pairs be one line each."""
     shown = warnings.showwarning
-    warnings.showwarning = lambda message, *_: print(f"mmln: warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_: print(f"mmln: warning: {message}", file=sys.stderr)
     try:
         yield
     finally:

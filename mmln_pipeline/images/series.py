@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -130,12 +130,11 @@ def _is_scaled(image: Any) -> bool:
 
 
 @contextmanager
-def _open(path: Path):
+def _open(path: Path) -> Iterator[Any]:
     """Open a file for writing, compressed where its name says so, and the same bytes each time."""
     with path.open("wb") as raw:
-        if path.name.endswith(".gz"):
-            with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
-                yield file
-        else:
-            file: BinaryIO = raw
-            yield file
+        if not path.name.endswith(".gz"):
+            yield raw
+            return
+        with igzip.IGzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
+            yield packed

@@ -19,7 +19,7 @@ from nibabel import Nifti1Image
 from mmln_pipeline.machine.files import atomic_path
 from mmln_pipeline.machine.reading import UNREADABLE, explain
 from mmln_pipeline.space.displacements import DisplacementField, displacement_to_voxels
-from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.grids import new_image
 from mmln_pipeline.space.itk import AFFINE_SUFFIXES, FIELD_SUFFIXES, is_field, save_affine, save_displacement
 from mmln_pipeline.space.transforms import Transform, read_transform
 
@@ -162,11 +162,11 @@ _ADVICE = {
 }
 
 
-def _write_itk(transform: Transform, path: Path, *_: Any) -> None:
+def _write_itk(transform: Transform, path: Path, fixed: Nifti1Image, moving: Nifti1Image) -> None:
     if path.name.endswith(".h5"):
         transform.save(path)
     elif is_field(path):
-        save_displacement(transform.displacement(Grid.of(_[0])), path)
+        save_displacement(transform.displacement(fixed), path)
     else:
         save_affine(transform.matrix, path)  # type: ignore[arg-type]
 

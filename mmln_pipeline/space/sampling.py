@@ -154,7 +154,7 @@ def _offsets(field: sitk.Image) -> NDArray[np.float64]:
 
 def is_inside(index: NDArray[np.float64], source: Grid) -> NDArray[np.bool_]:
     """Tell which voxel indices, shape (N, 3), an image covers: half a voxel beyond its outer centres, as in ITK."""
-    return ((index >= -0.5) & (index < np.array(source.shape) - 0.5)).all(axis=1)
+    return np.asarray(((index >= -0.5) & (index < np.array(source.shape) - 0.5)).all(axis=1))
 
 
 def _corners(index: NDArray[np.float64], source: Grid) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
