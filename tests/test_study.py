@@ -31,6 +31,8 @@ from mmln_pipeline.training.datasets import Source
 from mmln_pipeline.weights import save_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+NARROW = {"lapirn": {"channels": 4}, "cir-dm": {"channels": 4}, "voxelmorph": {"channels": 8}}
+"""Options that make a network cheap."""
 SMALL = tuple(n // 4 for n in GRID_SHAPE)
 CONFIG = """
 name = "tiny"
@@ -160,14 +162,17 @@ def test_a_step_down_of_p_values():
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """A run of every row of the smoke test, on tiny brains and with tiny bundled weights."""
+    """A run of every row of the smoke test, on tiny brains, with narrow networks and tiny bundled weights."""
     content = read_toml(CONFIGS / "study-smoke.toml")
     model = place / "tiny.safetensors"
     save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SMALL)), model, {"name": "tiny", "training": {}})
+    paper = read_toml(CONFIGS / "paper.toml")
+    paper["network"]["channels"] = 4
+    (place / "paper.toml").write_text(tomli_w.dumps(paper))
     for row in content["rows"]:
-        options = row.get("options", {})
-        options |= {"config": str(CONFIGS / options["config"])} if "config" in options else {}
+        options = row.setdefault("options", {})
         options |= {"model": str(model)} if "model" in options else {}
+        options |= NARROW.get(row["method"], {})
     test_set, data = content["sets"][0], content["data"]
     test_set |= {"path": "brains", "labels": "derivatives/seg", "cortex": False}
     data["train"][0] |= {"path": "brains", "labels": "derivatives/seg"}
