@@ -156,7 +156,9 @@ def processes_of(job: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("SLURM_JOB_ID") == job and "python" in process.name():
+            own = process.environ()
+            is_of_job = own.get("SLURM_JOB_ID") == job and own.get("SLURM_CONF") == os.environ["SLURM_CONF"]
+            if is_of_job and "python" in process.name():
                 found.append(process)
         except psutil.Error:
             continue
