@@ -33,6 +33,8 @@ from mmln_pipeline.weights import save_model
 CONFIGS = Path(__file__).parents[1] / "configs"
 NARROW = {"lapirn": {"channels": 4}, "cir-dm": {"channels": 4}, "voxelmorph": {"channels": 8}}
 """Options that make a network cheap."""
+TRAINING = {"volumes": ["elsewhere_sub-01"], "steps": {"1": 1}, "hours": {"1": 0.1}}
+"""Of the tiny weights' card."""
 SMALL = tuple(n // 4 for n in GRID_SHAPE)
 CONFIG = """
 name = "tiny"
@@ -165,7 +167,7 @@ def finished(place):
     """A run of every row of the smoke test, on tiny brains, with narrow networks and tiny bundled weights."""
     content = read_toml(CONFIGS / "study-smoke.toml")
     model = place / "tiny.safetensors"
-    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SMALL)), model, {"name": "tiny", "training": {}})
+    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SMALL)), model, {"name": "tiny", "training": TRAINING})
     paper = read_toml(CONFIGS / "paper.toml")
     paper["network"]["channels"] = 4
     (place / "paper.toml").write_text(tomli_w.dumps(paper))
