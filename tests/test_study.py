@@ -31,8 +31,12 @@ from mmln_pipeline.training.datasets import Source
 from mmln_pipeline.weights import save_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+TWINS = {"SyN, cross-correlation", "LapIRN in MMLN's training", "MMLN without core"}
+"""Rows of which there is another one of the same kind: left to the slow test."""
 NARROW = {"lapirn": {"channels": 4}, "cir-dm": {"channels": 4}, "voxelmorph": {"channels": 8}}
 """Options that make a network cheap."""
+TRAINING = {"volumes": ["elsewhere_sub-01"], "steps": {"1": 1}, "hours": {"1": 0.1}}
+"""Of the tiny weights' card."""
 SMALL = tuple(n // 4 for n in GRID_SHAPE)
 CONFIG = """
 name = "tiny"
@@ -162,13 +166,14 @@ def test_a_step_down_of_p_values():
 
 @pytest.fixture(scope="module")
 def finished(place):
-    """A run of every row of the smoke test, on tiny brains, with narrow networks and tiny bundled weights."""
+    """A run of the rows of the smoke test, on tiny brains, with narrow networks and tiny bundled weights."""
     content = read_toml(CONFIGS / "study-smoke.toml")
     model = place / "tiny.safetensors"
-    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SMALL)), model, {"name": "tiny", "training": {}})
+    save_model(MMLN(NetworkConfig(channels=2, slices=(), grid=SMALL)), model, {"name": "tiny", "training": TRAINING})
     paper = read_toml(CONFIGS / "paper.toml")
     paper["network"]["channels"] = 4
     (place / "paper.toml").write_text(tomli_w.dumps(paper))
+    content["rows"] = [row for row in content["rows"] if row["name"] not in TWINS]
     for row in content["rows"]:
         options = row.setdefault("options", {})
         options |= {"model": str(model)} if "model" in options else {}
@@ -280,3 +285,14 @@ def test_a_pair_that_fails_is_named_and_costs_no_other(place, monkeypatch, capsy
         assert all("finite displacements" in line for line in failed)
         assert len(read_results(place / "failing-False")) == 2
         assert costs(read_results(place / "failing-False"), "Ours", ["brains"])["is_warm"]
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_the_smoke_test_of_the_study_runs_as_it_stands(data_root, tmp_path):
+    for name in ("study-smoke.toml", "study-smoke_split.tsv", "paper.toml"):
+        text = (CONFIGS / name).read_text().replace("../../shared/data", str(data_root)).replace('"../runs/', '"runs/')
+        (tmp_path / name).write_text(text)
+    outcome = compare.run_study(tmp_path / "study-smoke.toml", nprocs=2)
+    assert not outcome.failed
+    assert len(outcome.written) == 13

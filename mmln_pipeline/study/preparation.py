@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ from mmln_pipeline.atlas.templates import load_template
 from mmln_pipeline.fields.scales import downsample
 from mmln_pipeline.images.volumes import load_image, load_labels, looks_skull_stripped, network_grid, save_image
 from mmln_pipeline.linear.skullstrip import find_brain
-from mmln_pipeline.machine.files import checksum
+from mmln_pipeline.machine.files import checksum, write_text
 from mmln_pipeline.space.grids import GRID_SHAPE, Grid, check_same_grid, new_image
 from mmln_pipeline.study.configuration import StudyConfig, TestSet
 from mmln_pipeline.training.datasets import Source, check_numbers
 from mmln_pipeline.training.pack import is_packed, pack_volume
 
+GRID = "grid.json"
+"""Affine of the grid on which scans lie prepared, beside them."""
 CORTEX = range(100, 208)
 """Parcels of the cortex in Neuromorphometrics' numbering."""
 
@@ -152,6 +154,8 @@ def prepare_scan(scan: Source, test_set: TestSet, study: StudyConfig, root: Path
         By the file's name, when it cannot be read or prepared.
     """
     folder = root / study.prepared
+    grid = network_grid(load_template(study.data.template).image, shape=GRID_SHAPE)
+    write_text(folder / GRID, json.dumps(grid.affine.tolist()))  # for those who would load a template only for this
     stripped = replace(scan, image=_strip(scan, find_mask(scan, test_set, root), folder))
     if not is_packed(stripped, study.data.template, GRID_SHAPE, folder):
         pack_volume(stripped, study.data.template, GRID_SHAPE, folder)
@@ -185,13 +189,8 @@ def load_prepared(path: Path, study: StudyConfig) -> PreparedScan:
     -------
     PreparedScan
     """
+    grid = Grid(GRID_SHAPE, np.array(json.loads((path.parent / GRID).read_text(encoding="utf-8"))))
     with np.load(path) as arrays:
         image = arrays["image"].astype(np.float32) / 255
-        whole = PreparedScan(image, arrays["labels"], _template_grid(study.data.template))
+        whole = PreparedScan(image, arrays["labels"], grid)
     return whole.halved(study.halvings)
-
-
-@lru_cache
-def _template_grid(template: str) -> Grid:
-    """Return the grid on which scans lie prepared."""
-    return network_grid(load_template(template).image, shape=GRID_SHAPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
+from mmln_pipeline.bids_app.workers import start_worker
 from mmln_pipeline.machine.files import checksum, write_text
 from mmln_pipeline.machine.home import ensure_home
 from mmln_pipeline.study.configuration import Row, StudyConfig, TestSet, load_study, slug
@@ -136,7 +138,7 @@ def run_task(task: Task, shown: Pair, threads: int) -> None:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # which libraries read as they are loaded
     left = list(task.pairs)
     while left:
-        with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as pool:
+        with _one_process() as pool:
             while left:
                 pair = left.pop(0)
                 try:
@@ -144,6 +146,12 @@ def run_task(task: Task, shown: Pair, threads: int) -> None:
                 except BrokenProcessPool:
                     fail(task, pair, "the process was killed, most often for want of memory")
                     break
+
+
+def _one_process() -> ProcessPoolExecutor:
+    """Return a pool of one process, which ends with this one, however that ends."""
+    quiet = os.getcwd(), logging.CRITICAL, False
+    return ProcessPoolExecutor(1, mp_context=_fresh_processes(), initializer=start_worker, initargs=quiet)
 
 
 def _fresh_processes() -> BaseContext:
@@ -182,7 +190,7 @@ def train_row(config: Path, output_dir: Path, name: str, seed: int) -> str:
         The weights.
     """
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(load_study(config).threads)))
-    with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as pool:
+    with _one_process() as pool:
         return pool.submit(_train, config, output_dir, name, seed).result()
 
 

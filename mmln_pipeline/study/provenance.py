@@ -58,7 +58,7 @@ def training_facts(method: Method, root: Path) -> dict[str, float | None]:
     peaks = [float(part["peak_memory_mb"]) for part in parts if part.get("peak_memory_mb") is not None]
     hours, seconds = _total(runs, "hours"), [run["seconds"] for run in runs if "seconds" in run]
     return {
-        "gradient_updates": _total(runs, "updates") or _updates(runs),
+        "gradient_updates": _updates(runs),
         "training_seconds": sum(seconds) if seconds else None if hours is None else 3600 * hours,
         "training_memory_mb": max(peaks, default=None),
     }
@@ -81,10 +81,11 @@ def _runs(method: Method, root: Path) -> list[dict[str, Any]]:
 
 
 def _updates(runs: list[dict[str, Any]]) -> float | None:
-    """Return the updates of a training of MMLN, whose steps are one each where every level runs once."""
+    """Return the updates of a training: its steps, unless MMLN ran levels again, each of which is an update then."""
     schedules = [run.get("config", {}).get("network", {}).get("schedule", []) for run in runs]
-    is_plain = all(schedule and len(set(schedule)) == len(schedule) for schedule in schedules)
-    return _total(runs, "steps") if is_plain else None
+    runs_again = any(len(set(schedule)) < len(schedule) for schedule in schedules)
+    is_told = not runs_again and all("config" in run or "optimization" in run for run in runs)
+    return _total(runs, "steps") if is_told else None
 
 
 def _total(runs: list[dict[str, Any]], key: str) -> float | None:
