@@ -267,6 +267,7 @@ def test_largest_seed(capsys):
 
 
 ONE_RUN = {
+    "list_unfinished",
     *("bids_dir", "output_dir", "analysis_level", "clean_workdir", "dry_run", "reports_only", "boilerplate_only"),
     "verbose",
 }
