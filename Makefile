@@ -31,14 +31,17 @@ install: $(VENV)/.installed  ## make .venv and install the package, the tests' a
 demo: install  ## register a simulated subject with the BIDS App and print the recovered deformation
 	$(BIN)/python -m mmln_pipeline.demo $(DEMO)
 
-# Small volumes gain nothing from many threads.
-test test-all test-faults test-slurm coverage: export OMP_NUM_THREADS ?= 2
+# The tests are shared by so many processes, file by file; small volumes gain nothing from many threads.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test test-all coverage: export OMP_NUM_THREADS ?= 1
+test-faults test-slurm: export OMP_NUM_THREADS ?= 2
 
 test: install  ## run the tests and doctests, except the slow ones (real brains are used where they are found)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install  ## run every test, the slow ones included
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-faults: install  ## kill, fill, lock and crowd the BIDS App, and print what came of it (minutes; Linux)
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
@@ -47,7 +50,7 @@ test-slurm: install  ## run the BIDS App on a SLURM cluster of one node, and dis
 	PYTHONPATH=tests $(BIN)/python benchmarks/slurm.py
 
 coverage: install  ## run the tests and say which lines they reach
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered
 
 docs: install  ## build the documentation without network; warnings are errors
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky docs docs/_build/html

@@ -43,6 +43,7 @@ TEST = [
     "hypothesis>=6",
     "pytest>=8",
     "pytest-cov>=5",
+    "pytest-xdist>=3.6",
     "setuptools>=70.1",
 ]
 DOCS = ["furo>=2025.7", "myst-parser>=4", "pygraphviz>=2", "sphinx>=8", "sphinx-argparse-cli>=1.19"]
