@@ -91,7 +91,7 @@ def drop_templates(
     kept = [scan for scan in scans if targets_of(scan, targets)]
     if not kept:
         raise UsageError(f"--template {config.template}: is the only image asked for: nothing is left to register")
-    return kept, {scan.stem: "is the template" for scan in scans if scan not in kept}
+    return kept, {scan.stem: "is the template" for scan in scans if not targets_of(scan, targets)}
 
 
 def _is_subject(config: Config) -> bool:
