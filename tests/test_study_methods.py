@@ -13,7 +13,7 @@ import torch
 
 from mmln_pipeline.study.methods import METHODS, Budget, LearnedMethod, Surroundings, make_method
 from mmln_pipeline.study.methods.frames import Frame
-from mmln_pipeline.study.networks.lapirn import LapIRN, LapIRNConfig, from_official
+from mmln_pipeline.study.networks.laplacian_pyramid import LapIRN, LapIRNConfig, from_official
 from mmln_pipeline.training.config import DataConfig, load_config
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"

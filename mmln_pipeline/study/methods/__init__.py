@@ -12,7 +12,7 @@ from mmln_pipeline.study.methods.fireants import FireANTs
 from mmln_pipeline.study.methods.greedy import Greedy
 from mmln_pipeline.study.methods.initial import Initial
 from mmln_pipeline.study.methods.lapirn import CIRDM, LapIRNMethod
-from mmln_pipeline.study.methods.mmln import MMLNMethod
+from mmln_pipeline.study.methods.ours import MMLNMethod
 from mmln_pipeline.study.methods.transmorph import TransMorphMethod
 from mmln_pipeline.study.methods.vit_v_net import ViTVNetMethod
 from mmln_pipeline.study.methods.voxelmorph import VoxelMorph

@@ -15,7 +15,7 @@ from mmln_pipeline.study.methods.networked import LearnedSettings, NetworkMethod
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mmln_pipeline.study.networks.lapirn import LapIRN
+    from mmln_pipeline.study.networks.laplacian_pyramid import LapIRN
 
 OFFICIAL = ".pth"
 """How the official weights files end."""
@@ -73,7 +73,7 @@ class LapIRNMethod(NetworkMethod):
 
     def build(self, grid: Sequence[int]) -> LapIRN:
         """Make the untrained network."""
-        from mmln_pipeline.study.networks.lapirn import LapIRN, LapIRNConfig
+        from mmln_pipeline.study.networks.laplacian_pyramid import LapIRN, LapIRNConfig
 
         s = self.settings
         return LapIRN(LapIRNConfig(s.channels, s.channels, s.diffeomorphic))
@@ -96,7 +96,7 @@ class LapIRNMethod(NetworkMethod):
         """Make the network of the official weights, or of our own."""
         import torch
 
-        from mmln_pipeline.study.networks.lapirn import from_official
+        from mmln_pipeline.study.networks.laplacian_pyramid import from_official
 
         if self.model.suffix != OFFICIAL:
             return super().load()
@@ -139,7 +139,7 @@ class LapIRNMethod(NetworkMethod):
 
         from mmln_pipeline.fields.warping import warp
         from mmln_pipeline.network.losses import smoothness_loss
-        from mmln_pipeline.study.networks.lapirn import pyramid, to_voxels
+        from mmln_pipeline.study.networks.laplacian_pyramid import pyramid, to_voxels
 
         lapirn = cast("LapIRN", network)
         for level, subnet in enumerate(lapirn.levels):
@@ -195,7 +195,7 @@ class CIRDM(LapIRNMethod):
 
     def build(self, grid: Sequence[int]) -> LapIRN:
         """Make the untrained network."""
-        from mmln_pipeline.study.networks.lapirn import LapIRN, LapIRNConfig
+        from mmln_pipeline.study.networks.laplacian_pyramid import LapIRN, LapIRNConfig
 
         channels = self.settings.channels
         return LapIRN(LapIRNConfig(channels, 2 * channels, diffeomorphic=False, conditional=True))

@@ -47,6 +47,6 @@ class TransMorphMethod(PairMethod):
 
     def build(self, grid: Sequence[int]) -> nn.Module:
         """Make the untrained network."""
-        from mmln_pipeline.study.networks.transmorph import TransMorph
+        from mmln_pipeline.study.networks.swin_pyramid import TransMorph
 
         return TransMorph(self.settings.channels, self.settings.drop_path)

@@ -45,7 +45,7 @@ class ViTVNetMethod(PairMethod):
 
     def build(self, grid: Sequence[int]) -> nn.Module:
         """Make the untrained network, for this size of images and no other."""
-        from mmln_pipeline.study.networks.vit_v_net import ViTVNet
+        from mmln_pipeline.study.networks.patch_transformer import ViTVNet
 
         s = self.settings
         return ViTVNet([n + -n % self.multiple for n in grid], s.hidden, s.layers, s.heads, s.mlp)

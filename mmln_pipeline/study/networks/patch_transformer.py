@@ -13,7 +13,7 @@ from monai.networks.nets.vit import ViT
 from torch import Tensor, nn
 
 from mmln_pipeline.study.networks.convolutions import ConvBlock, UpBlock, field_head
-from mmln_pipeline.study.networks.transmorph import draw
+from mmln_pipeline.study.networks.swin_pyramid import draw
 
 ENCODER = (16, 32, 32)
 """Channels at full, half and quarter size."""
