@@ -192,6 +192,7 @@ def finished(place):
     return config, outcome
 
 
+@pytest.mark.slow
 def test_a_run_leaves_results_tables_and_figures(place, finished):
     config, outcome = finished
     folder = place / "smoke"
@@ -215,6 +216,7 @@ def test_a_run_leaves_results_tables_and_figures(place, finished):
     assert not (folder / "work").exists()
 
 
+@pytest.mark.slow
 def test_tables_and_figures_come_back_byte_for_byte_from_the_results(place, finished, tmp_path):
     config, outcome = finished
     shutil.copytree(place / "smoke" / "slices", tmp_path / "slices")
@@ -247,6 +249,7 @@ class Inline:
         return future
 
 
+@pytest.mark.slow
 def test_a_second_run_touches_no_pair_and_a_pair_that_is_gone_is_made_again(place, finished, capsys, monkeypatch):
     config, _ = finished
     monkeypatch.setattr(protocol, "ProcessPoolExecutor", Inline)

@@ -9,13 +9,15 @@ import sys
 import numpy as np
 import SimpleITK as sitk
 import torch
-from fireants.io.image import BatchedImages, Image
-from fireants.registration.greedy import GreedyRegistration
-from fireants.registration.syn import SyNRegistration
 
 
 def main(pair_path: str, warp_path: str, options: str) -> None:
     """Register; the warp is in voxels, shape (3, I, J, K), components in array-axis order."""
+    # Where this package is tested, that environment is not.
+    from fireants.io.image import BatchedImages, Image
+    from fireants.registration.greedy import GreedyRegistration
+    from fireants.registration.syn import SyNRegistration
+
     wanted = json.loads(options)
     device = wanted["device"]
     if wanted["threads"]:
