@@ -18,6 +18,8 @@ from torch import Tensor
 
 _FEWEST_VOXELS = 2**15
 """Of what is smaller, sharing the work costs more than it saves."""
+_SLABS = 4
+"""What is larger is always cut into so many, so that the number of threads changes no bit of what comes out."""
 
 
 def is_usable(*tensors: Tensor) -> bool:
@@ -26,7 +28,7 @@ def is_usable(*tensors: Tensor) -> bool:
 
 
 def call(name: str, planes: int, *arguments: Any, scattered: Tensor | None = None) -> list[float]:
-    """Call a function of the library for all planes of its output, shared by as many threads as torch uses.
+    """Call a function of the library for all planes of its output, by slabs, shared by as many threads as torch uses.
 
     Parameters
     ----------
@@ -36,24 +38,27 @@ def call(name: str, planes: int, *arguments: Any, scattered: Tensor | None = Non
     *arguments : Tensor, int, sequence of int, None or ctypes value
         What comes before; tensors are contiguous.
     scattered : Tensor, optional
-        The last argument before the planes, which is added to beyond those: each thread has a copy of its own.
+        The last argument before the planes, which is added to beyond those: each slab has a copy of its own.
 
     Returns
     -------
     list of float
-        What each thread's call returned.
+        What the call of each slab returned.
     """
     function = getattr(_library(), name)
     voxels = max(argument.numel() for argument in arguments if isinstance(argument, Tensor))
-    threads = min(torch.get_num_threads() if voxels >= _FEWEST_VOXELS else 1, planes)
-    copies = [] if scattered is None else [scattered, *(torch.zeros_like(scattered) for _ in range(threads - 1))]
+    slabs = min(_SLABS if voxels >= _FEWEST_VOXELS else 1, planes)
+    threads = min(torch.get_num_threads(), slabs)
+    copies = [] if scattered is None else [scattered, *(torch.zeros_like(scattered) for _ in range(slabs - 1))]
     shared = [_as_c(argument) for argument in arguments]
     calls = [
-        (*shared, *map(_as_c, copies[n : n + 1]), *map(_as_c, (planes * n // threads, planes * (n + 1) // threads)))
-        for n in range(threads)
+        (*shared, *map(_as_c, copies[n : n + 1]), *map(_as_c, (planes * n // slabs, planes * (n + 1) // slabs)))
+        for n in range(slabs)
     ]
-    others = [_pool(os.getpid()).submit(function, *each) for each in calls[1:]]
-    results = [function(*calls[0]), *(other.result() for other in others)]
+    if threads == 1:
+        results = [function(*each) for each in calls]
+    else:
+        results = list(_pool(os.getpid(), threads).map(lambda each: function(*each), calls))
     for copy in copies[1:]:
         copies[0].add_(copy)
     return results
@@ -73,8 +78,8 @@ def _as_c(argument: Any) -> Any:
 
 
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:  # a forked process has none of its parent's threads
-    return ThreadPoolExecutor(os.cpu_count())
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:  # a forked process has none of its parent's threads
+    return ThreadPoolExecutor(threads)
 
 
 @cache

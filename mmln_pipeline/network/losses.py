@@ -131,8 +131,9 @@ def _correlation(moments: list[Tensor], window: int) -> Tensor:
 
 def _mean(score: Tensor, weight: Tensor | None) -> Tensor:
     if weight is None:
-        return score.mean()
-    return (score * weight).sum() / weight.sum().clamp(min=1.0)
+        return score.mean(dtype=torch.float64).float()  # single precision would tell how many threads added up
+    total = weight.sum(dtype=torch.float64).clamp(min=1.0)
+    return ((score * weight).sum(dtype=torch.float64) / total).float()
 
 
 def _stride(window: int) -> int:
@@ -285,10 +286,10 @@ def soft_dice_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -
     if weight is not None:
         fixed, moved = weight * fixed, weight * moved
     grid = (2, 3, 4)
-    total = fixed.square().sum(grid) + moved.square().sum(grid)
+    total = sum(image.square().sum(grid, dtype=torch.float64) for image in (fixed, moved))
     present = total > 1.0  # less than one voxel is the edge of something outside
-    score = 2 * (fixed * moved).sum(grid) / total.clamp(min=1.0)
-    return 1 - (score * present).sum() / present.sum().clamp(min=1)
+    score = 2 * (fixed * moved).sum(grid, dtype=torch.float64) / total.clamp(min=1.0)
+    return (1 - (score * present).sum() / present.sum().clamp(min=1)).float()
 
 
 def level_loss(
