@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
+from nipype.interfaces.base import (
+    BaseInterfaceInputSpec,
+    Directory,
+    File,
+    SimpleInterface,
+    TraitedSpec,
+    isdefined,
+    traits,
+)
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.study.configuration import StudyConfig, load_study
 from mmln_pipeline.study.people import Pair, find_scans
 from mmln_pipeline.study.preparation import prepare_scan
 from mmln_pipeline.study.protocol import Task, run_task, train_row
+from mmln_pipeline.training.config import StageConfig, TrainConfig
+from mmln_pipeline.training.pack import build_pack
 
 GIGABYTES, FIXED_GIGABYTES = 4.0, 0.7
 """What a registration on the grid of 1 mm may take, and what any process takes."""
@@ -41,11 +51,36 @@ class PrepareScan(SimpleInterface):
         return runtime
 
 
-class _TrainRowInputSpec(BaseInterfaceInputSpec):
+class _PackTrainingInputSpec(BaseInterfaceInputSpec):
+    config = File(exists=True, mandatory=True, desc="configuration of the study")
+
+
+class _PackTrainingOutputSpec(TraitedSpec):
+    pack = Directory(exists=True, desc="folder of the packed volumes")
+
+
+class PackTraining(SimpleInterface):
+    """Prepare the training scans, once for all rows that learn."""
+
+    input_spec = _PackTrainingInputSpec
+    output_spec = _PackTrainingOutputSpec
+
+    def _run_interface(self, runtime):
+        config = Path(self.inputs.config)
+        plain = TrainConfig("study", data=load_study(config).data, stages=(StageConfig((1,), 1),))
+        self._results["pack"] = str(build_pack(plain, config.resolve().parent))
+        return runtime
+
+
+class _RowInputSpec(BaseInterfaceInputSpec):
     config = File(exists=True, mandatory=True, desc="configuration of the study")
     output_dir = traits.Str(mandatory=True, desc="folder of the study")
     row = traits.Str(mandatory=True, desc="row of the tables")
     seed = traits.Int(mandatory=True, desc="seed of its training")
+
+
+class _TrainRowInputSpec(_RowInputSpec):
+    pack = Directory(exists=True, mandatory=True, desc="folder of the packed volumes")
 
 
 class _TrainRowOutputSpec(TraitedSpec):
@@ -65,7 +100,7 @@ class TrainRow(SimpleInterface):
         return runtime
 
 
-class _RegisterPairsInputSpec(_TrainRowInputSpec):
+class _RegisterPairsInputSpec(_RowInputSpec):
     threads = traits.Int(mandatory=True, desc="processor threads")
     pairs = traits.List(traits.Tuple(traits.Str, traits.Str, traits.Str), mandatory=True, desc="set, fixed, moving")
     shown = traits.Tuple(traits.Str, traits.Str, traits.Str, mandatory=True, desc="pair whose slices are kept")
@@ -125,6 +160,8 @@ def init_registrations(study: StudyConfig, tasks: Sequence[Task], shown: Pair, w
     """
     workflow = pe.Workflow("study_registrations", str(work_dir))
     memory = GIGABYTES / 8**study.halvings + FIXED_GIGABYTES
+    packing = pe.Node(PackTraining(), "pack", n_procs=study.threads, mem_gb=2.0)  # joins with the first that learns
+    packing.inputs.config = str(tasks[0].config)
     trainings: dict[tuple[str, int], pe.Node] = {}
     for number, task in enumerate(tasks):
         common = dict(config=str(task.config), output_dir=str(task.output_dir), row=task.row, seed=task.seed)
@@ -140,5 +177,6 @@ def init_registrations(study: StudyConfig, tasks: Sequence[Task], shown: Pair, w
         if key not in trainings:
             trainings[key] = pe.Node(TrainRow(), f"train_{len(trainings)}", n_procs=study.threads, mem_gb=2 * memory)
             trainings[key].inputs.trait_set(**common)
+            workflow.connect(packing, "pack", trainings[key], "pack")
         workflow.connect(trainings[key], "model", node, "model")
     return workflow
