@@ -276,8 +276,9 @@ ONE_RUN = {
 
 def other_value(item):
     """A value that the setting does not have by itself."""
-    if item.name == "refine":
-        return 5
+    special = {"refine": 5, "write_formats": ("fsl", "x5")}
+    if item.name in special:
+        return special[item.name]
     if find_option(Config, item.name).has_only_words:
         return find_option(Config, item.name).words[-1]
     known = {
