@@ -286,7 +286,7 @@ def soft_dice_loss(fixed: Tensor, moved: Tensor, weight: Tensor | None = None) -
     if weight is not None:
         fixed, moved = weight * fixed, weight * moved
     grid = (2, 3, 4)
-    total = sum(image.square().sum(grid, dtype=torch.float64) for image in (fixed, moved))
+    total = fixed.square().sum(grid, dtype=torch.float64) + moved.square().sum(grid, dtype=torch.float64)
     present = total > 1.0  # less than one voxel is the edge of something outside
     score = 2 * (fixed * moved).sum(grid, dtype=torch.float64) / total.clamp(min=1.0)
     return (1 - (score * present).sum() / present.sum().clamp(min=1)).float()
