@@ -135,7 +135,10 @@ def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
         session = first.session if {scan.session for scan in others} <= {first.session} else None
         kind = "unbiased" if reference == "unbiased" else "first-lex"
         # A lesion mask that names no run is drawn on the first one.
-        others = [replace(other, lesion=None) if other.lesion == first.lesion else other for other in others]
+        others = [
+            replace(other, lesion=None, lesion_other=None) if other.lesion == first.lesion else other
+            for other in others
+        ]
         joined.append(replace(first, session=session, others=tuple(others), reference=kind))
     return joined
 

@@ -39,7 +39,8 @@ FULL = Scan(
     RAW / "sub-01/ses-02/anat/sub-01_ses-02_run-1_T1w.nii.gz",
     mask=Path("/data/masks/sub-01/mask.nii.gz"),
     dseg=Path("/data/labels/sub-01/dseg.nii.gz"),
-    lesion=Path("/data/masks/sub-01/lesion.nii.gz"),
+    lesion=Path("/data/masks/sub-01/hemi-L_lesion.nii.gz"),
+    lesion_other=Path("/data/masks/sub-01/hemi-R_lesion.nii.gz"),
 )
 RUNS = Scan("03", None, RAW / "sub-03/anat/sub-03_run-1_T1w.nii.gz", mask=FULL.mask)
 RUNS = replace(RUNS, others=(replace(RUNS, t1w=RAW / "sub-03/anat/sub-03_run-2_T1w.nii.gz"),))

@@ -125,7 +125,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
     t1w = f"bids::{paths['t1w_reference']}" if scan.others else images[0]
     given = {
         kind: [provenance.uri(getattr(image, kind)) for image in scan.images if getattr(image, kind)]
-        for kind in ("mask", "dseg", "lesion")
+        for kind in ("mask", "dseg", "lesion", "lesion_other")
     }
     mask = given["mask"]
     forward, inverse = f"bids::{paths['forward_xfm']}", f"bids::{paths['inverse_xfm']}"
@@ -188,7 +188,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
     if scan.has("lesion"):
         content["lesion_std"] = {
             "Description": "Lesion mask of the T1w image, brought to the template",
-            "Sources": [*given["lesion"], forward],
+            "Sources": [*given["lesion"], *given["lesion_other"], forward],
             "Type": "Lesion",
             **in_template,
         }
