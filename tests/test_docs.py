@@ -228,6 +228,7 @@ def list_names(scan, spaced):
             filenames.TEMPLATES,
             filenames.GROUP_TABLE,
             filenames.GROUP_REPORT,
+            filenames.GROUP_VOLUMES,
         ),
         *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]

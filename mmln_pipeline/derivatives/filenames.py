@@ -20,6 +20,7 @@ QC_ENDING = "_desc-registration_qc.json"
 FUSED_ENDING = f"_space-T1w_seg-{FUSED}_qc.json"
 GROUP_TABLE = "group_registration.tsv"
 GROUP_REPORT = "group_registration.html"
+GROUP_VOLUMES = "group_volumes.tsv"
 
 # Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms, scores, and the group's
 # table and images. The validator asks about the folder of figures without a final slash.
@@ -116,6 +117,11 @@ def derivative_paths(
         for number, image in enumerate(scan.images, start=1):
             paths[f"orig_xfm_{number}"] = f"{image.folder}/{image.stem}_from-orig_to-T1w_mode-image_xfm.h5"
     return paths
+
+
+def volumes_glob(scan: Scan) -> str:
+    """Return the pattern of the tables of volumes of one scan, relative to the output directory."""
+    return f"{scan.folder}/{scan.stem}_space-T1w_seg-*_volumes.tsv"
 
 
 def std_labels_path(scan: Scan, template: str) -> str:
