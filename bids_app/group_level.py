@@ -50,15 +50,16 @@ def run_group(config: Config) -> int:
             raise UsageError(f"--{name.replace('_', '-')}: belongs to the participant level")
     check_paths(config)
     check_output_dataset(config.output_dir)
+    names = config.output_spaces if config.is_spaces_only else (config.template, *config.output_spaces)
     try:
-        template = template_name(config.template)
+        found = {template: find_results(config, template) for template in map(template_name, names)}
     except ValueError as error:
         raise UsageError(str(error)) from error
-    results = find_results(config, template)
-    if config.dry_run:
-        print(describe_plan(config, template, results))
-        return 0
-    write_group(config, template, results)
+    for template, results in found.items():
+        if config.dry_run:
+            print(describe_plan(config, template, results))
+        else:
+            write_group(config, template, results)
     return 0
 
 

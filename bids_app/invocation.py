@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from mmln_pipeline.bids_app.output_spaces import parse_space, parse_spaces
 from mmln_pipeline.linear.choices import REFERENCES, SKULL_STRIP
 from mmln_pipeline.machine import toml
 from mmln_pipeline.machine.options import (
@@ -35,6 +36,7 @@ SECTIONS = {
     ),
     "how": (
         "template",
+        "output_spaces",
         "template_mask",
         "template_dseg",
         "skull_strip",
@@ -170,6 +172,14 @@ class Config:
         " or a table (.tsv) of several atlases with the columns name, image, mask, dseg, dseg_tsv: all images are"
         " registered to each, and the labels fused",
     )
+    output_spaces: tuple[str, ...] = option(
+        (),
+        metavar="SPACE",
+        read=parse_space,
+        command={"nargs": "+"},
+        help="templates as fMRIPrep names them, NAME[:cohort-X][:res-N], one or several, in the place of the default of"
+        " --template or beside another",
+    )
     template_mask: Path | None = option(
         None,
         metavar="PATH",
@@ -252,12 +262,20 @@ class Config:
         check_options(self)
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
+        object.__setattr__(self, "output_spaces", parse_spaces(self.output_spaces))
+        if self.is_spaces_only and (self.template_mask or self.template_dseg):
+            raise ValueError("output_spaces: template_mask and template_dseg belong to --template: give that too")
         for name in self.write_formats:
             if name not in OTHER_FORMATS:
                 raise ValueError(f"write_formats: expected {' or '.join(OTHER_FORMATS)}, found {name!r}")
         for name in self.derivatives:  # part of the sources' BIDS URIs, where "raw" is the raw dataset
             if name == "raw" or not re.fullmatch("[0-9A-Za-z_-]+", name):
                 raise ValueError(f"derivatives: expected names of letters, digits, _ and -, not raw; found {name!r}")
+
+    @property
+    def is_spaces_only(self) -> bool:
+        """Whether the templates are those of `output_spaces` alone: `template` was left as it is."""
+        return bool(self.output_spaces) and self.template == find_field(Config, "template").default
 
     def registration(self) -> dict[str, Any]:
         """Return the settings of each registration, by their names in `Settings`; threads are the scheduler's."""
