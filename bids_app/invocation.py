@@ -30,6 +30,7 @@ SECTIONS = {
         "session_label",
         "bids_filter_file",
         "derivatives",
+        "apply_to",
         "subject_anatomical_reference",
         "bids_database_dir",
         "skip_bids_validation",
@@ -152,6 +153,13 @@ class Config:
             )
         },
     )
+    apply_to: tuple[str, ...] = option(
+        (),
+        metavar="ENDING",
+        command={"nargs": "+"},
+        help="images, series and surfaces of --derivatives to bring to the template, by how their names end: bold,"
+        " desc-preproc_bold, T2w, pial; images say space-T1w in their names, surfaces that or no space",
+    )
     subject_anatomical_reference: str = option(
         "sessionwise",
         words=("sessionwise", *REFERENCES),
@@ -263,6 +271,7 @@ class Config:
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
         object.__setattr__(self, "output_spaces", parse_spaces(self.output_spaces))
+        object.__setattr__(self, "apply_to", tuple(self.apply_to))
         if self.is_spaces_only and (self.template_mask or self.template_dseg):
             raise ValueError("output_spaces: template_mask and template_dseg belong to --template: give that too")
         for name in self.write_formats:

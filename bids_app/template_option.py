@@ -157,7 +157,11 @@ def _subject_source(config: Config) -> TemplateSource:
     if not folder.is_dir():
         raise UsageError(f"--template {config.template}: no such subject or session: no folder {folder}")
     asked = replace(
-        config, participant_label=(subject,), session_label=(session,) if session else (), lesion_mask="skip"
+        config,
+        participant_label=(subject,),
+        session_label=(session,) if session else (),
+        lesion_mask="skip",
+        apply_to=(),
     )
     image = find_scans(asked)[0][0].images[0]
     name = template_name(config.template)

@@ -41,6 +41,7 @@ FULL = Scan(
     dseg=Path("/data/labels/sub-01/dseg.nii.gz"),
     lesion=Path("/data/masks/sub-01/hemi-L_lesion.nii.gz"),
     lesion_other=Path("/data/masks/sub-01/hemi-R_lesion.nii.gz"),
+    along=(Path("/data/labels/sub-01/func/sub-01_task-rest_space-T1w_bold.nii.gz"),),
 )
 RUNS = Scan("03", None, RAW / "sub-03/anat/sub-03_run-1_T1w.nii.gz", mask=FULL.mask)
 RUNS = replace(RUNS, others=(replace(RUNS, t1w=RAW / "sub-03/anat/sub-03_run-2_T1w.nii.gz"),))
@@ -234,8 +235,9 @@ def test_derivative_names():
     assert paths["qc_tsv"] == f"{head}_desc-registration_qc.tsv"
     assert paths["atlas_volumes"] == f"{head}_space-T1w_seg-tissue_volumes.tsv"
     assert paths["lesion_std"] == f"{head}_space-TPL_label-lesion_mask.nii.gz"
-    assert len(paths) == 12
-    own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std"}
+    assert paths["along_1"] == "sub-01/func/sub-01_task-rest_space-TPL_bold.nii.gz"
+    assert len(paths) == 13
+    own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std", "along_1"}
     assert set(paths) - set(filenames.derivative_paths(PLAIN, "TPL")) == own
     several = filenames.derivative_paths(FULL, "TPL", "tissue", spaced=True)
     assert several["qc_json"] == f"{head}_space-TPL_desc-registration_qc.json"

@@ -1,7 +1,8 @@
 """Every output name: one scan's derivatives and figures, the group's, and the dataset's files."""
 
+import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mmln_pipeline.atlas.sources import FUSED
 from mmln_pipeline.derivatives.scans import Scan
@@ -112,11 +113,39 @@ def derivative_paths(
         paths["dseg_std"] = std_labels_path(scan, template)
     if scan.has("lesion"):
         paths["lesion_std"] = f"{head}_space-{template}_label-lesion_mask.nii.gz"
+    for number, path in enumerate(scan.along, start=1):
+        paths[f"along_{number}"] = brought_path(path, template)
     if scan.others:
         paths["t1w_reference"] = f"{head}_desc-preproc_T1w.nii.gz"
         for number, image in enumerate(scan.images, start=1):
             paths[f"orig_xfm_{number}"] = f"{image.folder}/{image.stem}_from-orig_to-T1w_mode-image_xfm.h5"
     return paths
+
+
+def brought_path(path: Path, template: str) -> str:
+    """Name a file of a derivative dataset once it is in template space, relative to the output directory.
+
+    Parameters
+    ----------
+    path : Path
+        In its dataset; its name says `space-T1w`, or no space.
+    template : str
+        Name of the template.
+
+    Examples
+    --------
+    >>> brought_path(Path("fmriprep/sub-01/func/sub-01_task-rest_space-T1w_desc-preproc_bold.nii.gz"), "TPL")
+    'sub-01/func/sub-01_task-rest_space-TPL_desc-preproc_bold.nii.gz'
+    >>> brought_path(Path("fmriprep/sub-01/ses-1/anat/sub-01_ses-1_hemi-L_desc-smooth_pial.surf.gii"), "TPL")
+    'sub-01/ses-1/anat/sub-01_ses-1_hemi-L_space-TPL_desc-smooth_pial.surf.gii'
+    """
+    # In BIDS's order, what follows the space is one of these, or the suffix.
+    head, rest = re.fullmatch(
+        r"(.*?)(?:_space-[^_]+)?((?:_(?:cohort|res|den|label|desc)-[^_]+)*_[^_]+)", path.name
+    ).groups()
+    parts = path.parts
+    first = max(number for number, part in enumerate(parts[:-1]) if part.startswith("sub-"))
+    return "/".join([*parts[first:-1], f"{head}_space-{template}{rest}"])
 
 
 def volumes_glob(scan: Scan) -> str:

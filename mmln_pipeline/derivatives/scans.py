@@ -28,6 +28,8 @@ class Scan:
         Lesion mask in the image's space.
     lesion_other : Path or None
         That of the other hemisphere, where each has its own: the two are joined.
+    along : tuple of Path
+        Images, series and surfaces in the image's space, to be brought to the templates with it.
     others : tuple of Scan
         Further images of the same anatomy, such as runs: aligned rigidly and averaged with this one.
     reference : str
@@ -41,6 +43,7 @@ class Scan:
     dseg: Path | None = None
     lesion: Path | None = None
     lesion_other: Path | None = None
+    along: tuple[Path, ...] = ()
     others: tuple["Scan", ...] = ()
     reference: str = "first-lex"
 

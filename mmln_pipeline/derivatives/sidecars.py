@@ -1,5 +1,6 @@
 """What the sidecars beside the outputs say."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -192,6 +193,12 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
             "Type": "Lesion",
             **in_template,
         }
+    for number, path in enumerate(scan.along, start=1):
+        content[f"along_{number}"] = _read_sidecar(path) | {
+            "Description": "Image or surface in the space of the T1w image, brought to the template",
+            "Sources": [provenance.uri(path), forward],
+            **in_template,
+        }
     if scan.others:
         content["t1w_reference"] = {
             "Description": f"Brain of the average of {len(images)} T1w images, aligned rigidly ({scan.reference}), "
@@ -242,6 +249,15 @@ def fused_sidecars(scan: Scan, provenance: Provenance, atlases: Sequence[tuple[s
         },
         "fused_volumes": _describe_volumes(paths["fused_dseg"], FUSED) | common,
     }
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """Read what stands beside a file, such as a series' repetition time; nothing where there is nothing to read."""
+    try:
+        content = json.loads(path.with_name(f"{path.name.split('.')[0]}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _describe_volumes(dseg: str, atlas: str) -> dict:

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("NIPYPE_NO_ET", "1")
 
 from mmln_pipeline.interfaces.brain_extraction import BrainExtraction, SynthStrip
+from mmln_pipeline.interfaces.bringing_along import BringAlong
 from mmln_pipeline.interfaces.mmln import ApplyMMLNTransform, ConvertTransform, MMLNRegistration
 from mmln_pipeline.interfaces.preprocessing import (
     AffineInit,
@@ -26,6 +27,7 @@ __all__ = [
     "AffineInit",
     "ApplyMMLNTransform",
     "BrainExtraction",
+    "BringAlong",
     "ConformGrid",
     "ConvertTransform",
     "CorrectBias",
