@@ -51,12 +51,16 @@ SECTIONS = {
         "random_seed",
         "sloppy",
     ),
+    "study": ("template_name", "template_iterations", "template_resolution"),
     "machine": ("nprocs", "omp_nthreads", "mem_gb", "device", "use_plugin", "low_mem"),
     "run": ("work_dir", "stop_on_first_crash", "resource_monitor", "write_graph"),
 }
 """Settings that a TOML file holds, by section; flags of one run only (such as `--dry-run`) are left out."""
 
-LEVELS = "participant: register images; group: sum up finished results (scores, outliers, mean images)"
+LEVELS = (
+    "participant: register images; group: sum up finished results (scores, outliers, mean images); template: make a"
+    " template of the images"
+)
 UNITS_GB = {"": 1.0, "k": 1e-6, "m": 1e-3, "g": 1.0, "t": 1e3}
 
 
@@ -128,7 +132,9 @@ class Config:
 
     bids_dir: Path
     output_dir: Path
-    analysis_level: str = option("participant", words=("participant", "group"), flags=("analysis_level",), help=LEVELS)
+    analysis_level: str = option(
+        "participant", words=("participant", "group", "template"), flags=("analysis_level",), help=LEVELS
+    )
     participant_label: tuple[str, ...] = option(
         (), metavar="LABEL", command={"nargs": "+"}, help="subjects, with or without sub- (default: all)"
     )
@@ -233,6 +239,13 @@ class Config:
     )
     random_seed: int = same_option(Settings, "random_seed")
     sloppy: bool = option(False, help="low quality, for tests: rigid, no bias correction, no refinement")
+    template_name: str = option(
+        "study", free=True, metavar="NAME", help="what the template of the group is called; letters and digits"
+    )
+    template_iterations: int = option(
+        4, lowest=1, metavar="N", help="how many times the images are registered to their mean"
+    )
+    template_resolution: float = option(1.0, above=0.0, metavar="MM", help="its voxel size, mm")
     nprocs: int = option(1, lowest=1, metavar="N", help="processors in all (default: those available)")
     omp_nthreads: int = option(1, lowest=1, metavar="N", help="threads of one step (default: nprocs, at most 8)")
     mem_gb: float = option(

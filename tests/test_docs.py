@@ -230,6 +230,8 @@ def list_names(scan, spaced):
             filenames.GROUP_REPORT,
             filenames.GROUP_VOLUMES,
         ),
+        *filenames.study_template_paths("NAME", has_dseg=True).values(),
+        *(filenames.template_description("NAME"), filenames.template_label_table("NAME")),
         *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]
     return {re.sub(r"^sub-X/.*/sub-X(_run-\d+)?_", "..._", path) for path in paths}

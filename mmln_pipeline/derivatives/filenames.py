@@ -37,6 +37,7 @@ BIDSIGNORE_LINES = (
         "*_qc.json",
         "*_qc.tsv",
     ),
+    *("/tpl-*", "/tpl-*/"),
     *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
 )
 
@@ -217,6 +218,41 @@ def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[st
     if atlas:
         paths["figure_labels"] = f"{head}_space-T1w_seg-{atlas}_dseg.svg"
     return paths
+
+
+def study_template_paths(name: str, has_dseg: bool = False) -> dict[str, str]:
+    """Name the files of a group's template.
+
+    Parameters
+    ----------
+    name : str
+        Of the template.
+    has_dseg : bool, default False
+        Whether there are labels.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by the name of the workflow's output.
+    """
+    head = f"tpl-{name}/tpl-{name}"
+    return {
+        "template": f"{head}_T1w.nii.gz",
+        "mask": f"{head}_desc-brain_mask.nii.gz",
+        **({"dseg": f"{head}_dseg.nii.gz"} if has_dseg else {}),
+        "convergence": f"{head}_convergence.tsv",
+        "page": f"tpl-{name}.html",
+    }
+
+
+def template_label_table(name: str) -> str:
+    """Return the name of the table that explains the labels of a group's template."""
+    return f"tpl-{name}/tpl-{name}_dseg.tsv"
+
+
+def template_description(name: str) -> str:
+    """Return the name of the file that describes a group's template, as TemplateFlow has it."""
+    return f"tpl-{name}/template_description.json"
 
 
 def group_paths(template: str) -> dict[str, str]:

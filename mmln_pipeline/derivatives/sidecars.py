@@ -104,6 +104,50 @@ def group_sidecar(
     }
 
 
+def study_template_sidecars(
+    scans: Sequence[Scan], provenance: Provenance, name: str, iterations: int
+) -> dict[str, dict[str, Any]]:
+    """Compose the JSON sidecars of a group's template.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        The images behind it.
+    provenance : Provenance
+        What the run says about itself; its template is the one whose pose was taken.
+    name : str
+        What the new template is called.
+    iterations : int
+        How many times the brains were registered to their mean.
+
+    Returns
+    -------
+    dict
+        Sidecar content, by the same keys as `study_template_paths`.
+    """
+    given = {
+        kind: [provenance.uri(getattr(image, kind)) for scan in scans for image in scan.images if getattr(image, kind)]
+        for kind in ("t1w", "mask", "dseg")
+    }
+    common = {"SpatialReference": name, "NumberOfImages": len(scans), "Iterations": iterations} | _method(provenance)
+    return {
+        "template": {
+            "Description": "Mean of the brains where they lie on average, each divided by the 99.5 percentile of its "
+            "own intensities (and cut off at 1)",
+            "Sources": given["t1w"],
+            "SkullStripped": True,
+            **common,
+        },
+        "mask": {
+            "Description": "Where at least half of the brains are",
+            "Sources": given["mask"] or given["t1w"],
+            "Type": "Brain",
+            **common,
+        },
+        "dseg": {"Description": "What most of the brains' labels say", "Sources": given["dseg"], **common},
+    }
+
+
 def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> dict[str, dict]:
     """Compose the JSON sidecars of one scan's derivatives.
 

@@ -1,15 +1,16 @@
-"""How well the labels of many brains agree after all were brought to one space."""
+"""How well the labels of many brains agree after all were brought to one space, and what most of them say."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from nibabel import Nifti1Image
 
 from mmln_pipeline.images.volumes import load_labels
-from mmln_pipeline.space.grids import Grid, on_most_common_grid
+from mmln_pipeline.space.grids import Grid, new_image, on_most_common_grid
 
 
 def label_agreement(paths: Mapping[str, Path]) -> dict[str, dict[str, float]]:
@@ -55,6 +56,45 @@ def label_agreement(paths: Mapping[str, Path]) -> dict[str, dict[str, float]]:
             shared = votes[voxels].sum() - len(voxels)  # each voxel has this brain's own vote
             found[name][str(number)] = float(2 * shared / (n_others * len(voxels) + total - len(voxels)))
     return found
+
+
+def majority_labels(paths: Sequence[Path]) -> Nifti1Image:
+    """Return the label that most of some label images have at each voxel; the smallest of equals.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Label images on one grid, at least one.
+
+    Returns
+    -------
+    Nifti1Image
+        In the smallest integer type that holds the numbers.
+
+    Raises
+    ------
+    ValueError
+        If they lie on different grids.
+    """
+    first = load_labels(paths[0], name="labels")
+    places = []
+    for path in paths:
+        image = load_labels(path, name="labels")
+        if not Grid.of(first).matches(image):
+            raise ValueError(f"labels {path}: {Grid.of(first).describe_difference(image)}")
+        places.append(_find_places(np.asanyarray(image.dataobj)))
+    numbers = sorted({number for labels in places for number in labels})
+    n_voxels = math.prod(first.shape)
+    winner = np.zeros(n_voxels, np.min_scalar_type(max(numbers, default=0)))
+    most = np.full(n_voxels, len(paths), dtype=np.uint32)  # so many have no label there
+    for labels in places:
+        for voxels in labels.values():
+            most[voxels] -= 1
+    for number in numbers:
+        votes = np.bincount(np.concatenate([own[number] for own in places if number in own]), minlength=n_voxels)
+        wins = votes > most
+        winner[wins], most[wins] = number, votes[wins]
+    return new_image(winner.reshape(first.shape), first)
 
 
 def _find_places(labels: np.ndarray) -> dict[int, np.ndarray]:
