@@ -80,7 +80,8 @@ def _check_names(shown: str, scan: Scan, files: Sequence[Path]) -> None:
 
 def _find_files(config: Config, scan: Scan) -> tuple[list[Path], list[Path]]:
     """Return the files of a scan that are in its space, and those that are not."""
-    inside, elsewhere = [], []
+    inside: list[Path] = []
+    elsewhere: list[Path] = []
     for path in _list_files(config, scan):
         space = _space_of(path)
         is_native = space == "T1w" or (space is None and path.name.endswith(".surf.gii"))

@@ -141,12 +141,11 @@ def brought_path(path: Path, template: str) -> str:
     'sub-01/ses-1/anat/sub-01_ses-1_hemi-L_space-TPL_desc-smooth_pial.surf.gii'
     """
     # In BIDS's order, what follows the space is one of these, or the suffix.
-    head, rest = re.fullmatch(
-        r"(.*?)(?:_space-[^_]+)?((?:_(?:cohort|res|den|label|desc)-[^_]+)*_[^_]+)", path.name
-    ).groups()
+    rest = r"((?:_(?:cohort|res|den|label|desc)-[^_]+)*_[^_]+)$"
+    name = re.sub(rest, rf"_space-{template}\1", re.sub("_space-[^_]+", "", path.name))
     parts = path.parts
     first = max(number for number, part in enumerate(parts[:-1]) if part.startswith("sub-"))
-    return "/".join([*parts[first:-1], f"{head}_space-{template}{rest}"])
+    return "/".join([*parts[first:-1], name])
 
 
 def volumes_glob(scan: Scan) -> str:

@@ -61,7 +61,7 @@ class MeanBrain:
     mask: Nifti1Image
 
 
-def centre_affines(affines: Sequence[NDArray[np.float64]], centre: Sequence[float]) -> list[NDArray[np.float64]]:
+def centre_affines(affines: Sequence[NDArray[np.float64]], centre: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Let a world have the size and shape that the brains have on average, and keep its pose.
 
     With M the exponential of the mean of the affines' logarithms, and M = R P, R a rotation and P symmetric, each
@@ -71,7 +71,7 @@ def centre_affines(affines: Sequence[NDArray[np.float64]], centre: Sequence[floa
     ----------
     affines : sequence of ndarray, each of shape (4, 4)
         World of a template to the world of each brain, RAS+ mm.
-    centre : sequence of 3 float
+    centre : ndarray, shape (3,)
         Point of the template's world that stays, mm.
 
     Returns
@@ -86,7 +86,7 @@ def centre_affines(affines: Sequence[NDArray[np.float64]], centre: Sequence[floa
     mean = expm(np.mean([logm(affine).real for affine in affines], axis=0))
     _, stretch = polar(mean[:3, :3])
     back = np.linalg.inv(stretch)
-    return [affine @ from_matvec(back, np.asarray(centre) - back @ centre) for affine in affines]
+    return [affine @ from_matvec(back, centre - back @ centre) for affine in affines]
 
 
 def centre_of(mask: Nifti1Image) -> NDArray[np.float64]:
@@ -158,9 +158,9 @@ def average_brains(members: Sequence[Member], transforms: Iterable[Transform], g
     """
     total, counted, inside = (np.zeros(grid.shape, np.float32) for _ in range(3))
     for member, transform in zip(members, transforms, strict=True):
-        image, mask = load_image(member.image, "brain"), load_labels(member.mask, "brain mask")
-        check_same_grid(mask, "brain mask", image, "brain", str(member.mask))
-        brain = np.asanyarray(mask.dataobj) != 0
+        image, outline = load_image(member.image, "brain"), load_labels(member.mask, "brain mask")
+        check_same_grid(outline, "brain mask", image, "brain", str(member.mask))
+        brain = np.asanyarray(outline.dataobj) != 0
         values = normalize_intensity(np.asanyarray(image.dataobj), brain)
         share = reached = _sample(brain, image, transform, grid)
         if member.lesion is not None:

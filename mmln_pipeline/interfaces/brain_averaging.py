@@ -42,7 +42,7 @@ class StartTemplate(SimpleInterface):
         grid = Grid.of(given).with_spacing([self.inputs.resolution] * 3)
         ones = new_image(np.ones(grid.shape, np.uint8), grid, like=given)
         self._results["out_file"] = str(save_image(ones, cwd / GRID_FILE))
-        affines = [read_transform(path).matrix for path in self.inputs.in_xfms]
+        affines = [np.asarray(read_transform(path).matrix) for path in self.inputs.in_xfms]
         centred = centre_affines(affines, centre_of(load_labels(self.inputs.in_mask, "template mask")))
         self._results["out_xfms"] = [
             str(Transform([affine]).save(cwd / AFFINE_FILE.format(number))) for number, affine in enumerate(centred, 1)

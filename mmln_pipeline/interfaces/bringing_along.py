@@ -1,6 +1,7 @@
 """Nipype interface that brings an image, a series or a surface of a subject to the template."""
 
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec
 
@@ -45,7 +46,7 @@ class BringAlong(SimpleInterface):
         transform = read_transform(self.inputs.forward_xfm)
         is_labels = stem.endswith(("_dseg", "_mask"))
         if series.count_volumes(source) > 1:
-            image = nib.load(source)
+            image: Any = nib.load(source)
             own = Grid(image.shape[:3], affine_in_mm(image)).spacing.prod() ** (1 / 3)
             grid = Grid.of(template).with_spacing([own] * 3)
             series.resample_series(source, output, transform, grid, "nearest" if is_labels else "linear")
