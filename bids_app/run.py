@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mmln_pipeline.bids_app.arguments import UsageError, parse_args
 from mmln_pipeline.bids_app.signals import say_stopped, stop_on_signals
-from mmln_pipeline.machine.home import ensure_home
+from mmln_pipeline.machine.environment import prepare_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: all subjects done; 1: some failed; 2: wrong usage or input; 130, 143, 129: interrupted, terminated, or
         the terminal was closed.
     """
-    ensure_home()
+    prepare_environment()
     try:
         with stop_on_signals():
             return _run(argv)

@@ -14,7 +14,7 @@ from tiny_bids import describe, list_files, one_error, write_image
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.machine.home import ensure_home
+from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import MAX_SEED
 
@@ -113,8 +113,17 @@ def test_an_account_without_a_home(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setenv("HOME", "")
-    ensure_home()
+    prepare_environment()
     assert os.environ["HOME"] == tempfile.gettempdir()
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_the_user_wants_otherwise(monkeypatch, before, after):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    prepare_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == after
 
 
 @pytest.mark.parametrize("inside", ["", "sub-01", "out", "derivatives"])
