@@ -146,9 +146,7 @@ def test_one_scan_of_each_kind_tells_text_and_steps_of_all(place):
     tiny = ["--template", str(place / "tpl-tiny_T1w.nii.gz"), "--model", str(place / "tiny.safetensors")]
     config = scan_config(place, *tiny, *labelled)
     method, scans = participant_level.prepare_method(config), find_scans(config).scans
-    scans = [
-        replace(scan, subject=f"{scan.subject}{n}", t1w=Path(f"sub-0{n}_T1w.nii.gz")) for n in "12" for scan in scans
-    ]
+    scans = [replace(scan, t1w=Path(f"{scan.stem}{number}_T1w.nii.gz")) for number in "12" for scan in scans]
     examples, n_steps = participant_level.build_examples(config, method, [scans])
     whole = participant_level.build_workflow(config, method, scans)
     assert len(examples.list_node_names()) < len(whole.list_node_names())
