@@ -70,9 +70,11 @@ def start_fabric(device: torch.device) -> Fabric:
     """
     is_gpu = device.type == "cuda"
     if _is_shared():
+        backend = "nccl" if is_gpu else "gloo"
+        _connect(backend)
         fabric = Fabric(
             accelerator="gpu" if is_gpu else "cpu",
-            strategy=DDPStrategy(process_group_backend="nccl" if is_gpu else "gloo", timeout=PATIENCE),
+            strategy=DDPStrategy(process_group_backend=backend),
             devices=int(os.environ["LOCAL_WORLD_SIZE"]),
             num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
             precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
@@ -87,6 +89,17 @@ def start_fabric(device: torch.device) -> Fabric:
         )
     fabric.launch()
     return fabric
+
+
+def _connect(backend: str) -> None:
+    """Let torchrun's processes find each other; Fabric takes what it finds connected.
+
+    In PyTorch 2.13 those that torchrun starts again find the addresses of the dead ones: its store stays, and so do its
+    keys. Here each start has keys of its own.
+    """
+    store, rank, size = next(torch.distributed.rendezvous("env://"))
+    own = torch.distributed.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    torch.distributed.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=PATIENCE)
 
 
 def share_gradients(fabric: Fabric, weights: Iterable[Tensor]) -> None:
