@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Register the T1-weighted images of a BIDS dataset to a template with the MMLN network.",
         epilog="example:\n"
         "  mmln-bids /data/raw /data/derivatives/mmln participant --participant-label 01 -w /scratch/work\n"
-        "  mmln-bids /data/raw /data/derivatives/mmln group\n\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln group\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln template --template-name mystudy\n\n"
         "exit codes: 0 all subjects done, 1 some failed, 2 wrong usage or input",
     )
     parser.add_argument("bids_dir", type=reader(parse_path), metavar="BIDS_DIR", help="root of the raw BIDS dataset")
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     for title, names in {
         "what to register": SECTIONS["what"],
         "how to register": SECTIONS["how"],
+        "study template (level template)": SECTIONS["study"],
         "machine": SECTIONS["machine"],
         "run": (*SECTIONS["run"], *ONCE, "verbose"),
     }.items():

@@ -45,6 +45,10 @@ def _run_level(config: Config) -> int:
         from mmln_pipeline.bids_app.group_level import run_group
 
         return run_group(config)
+    if config.analysis_level == "template":
+        from mmln_pipeline.bids_app.template_level import run_template
+
+        return run_template(config)
     from mmln_pipeline.bids_app.participant_level import run_participants
 
     return run_participants(config)
