@@ -3,7 +3,8 @@
 import gc
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +47,11 @@ class Failure:
 
 
 def run_workflow(
-    workflow: pe.Workflow, config: Config, scans: Sequence[Scan], plugin: Plugin | None = None
+    workflow: pe.Workflow,
+    config: Config,
+    scans: Sequence[Scan],
+    plugin: Plugin | None = None,
+    advance: Callable[[str], None] | None = None,
 ) -> dict[str, Failure]:
     """Run a workflow to its end, whatever fails on the way.
 
@@ -60,6 +65,8 @@ def run_workflow(
         The scans in it.
     plugin : Plugin or None, default None
         Nipype's, in place of this module's choice.
+    advance : callable or None, default None
+        Called after each step with what it was; None: a progress bar of this workflow alone.
 
     Returns
     -------
@@ -75,8 +82,9 @@ def run_workflow(
     gc.freeze()  # Nipype collects garbage before it submits a node: loaded modules need no look each time
     config.work_dir.mkdir(parents=True, exist_ok=True)
     # Nipype's monitor leaves its samples in the folder where the process stands.
-    with indirectory(config.work_dir), progress_bar("mmln-bids", _count_steps(workflow)) as advance:
-        arguments = {"status_callback": partial(_tell, advance, names, set())}
+    shown = nullcontext(advance) if advance else progress_bar("mmln-bids", count_steps(workflow))
+    with indirectory(config.work_dir), shown as tell:
+        arguments = {"status_callback": partial(_tell, tell, names, set())}
         runner = _make_runner(config, arguments, plugin)
         try:
             workflow.run(plugin=runner)
@@ -142,8 +150,8 @@ def _make_runner(config: Config, arguments: dict, plugin: Plugin | None = None) 
     return WorkerPool(plugin_args={**own, **given, **arguments})
 
 
-def _count_steps(workflow: pe.Workflow) -> int:
-    """Count the nodes that do something."""
+def count_steps(workflow: pe.Workflow) -> int:
+    """Count the nodes of a workflow that do something."""
     nodes = (workflow.get_node(name) for name in workflow.list_node_names())
     return sum(not isinstance(node.interface, IdentityInterface) for node in nodes)
 

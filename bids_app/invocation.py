@@ -30,6 +30,7 @@ SECTIONS = {
         "session_label",
         "bids_filter_file",
         "derivatives",
+        "dataset_uri",
         "apply_to",
         "subject_anatomical_reference",
         "bids_database_dir",
@@ -57,6 +58,8 @@ SECTIONS = {
 }
 """Settings that a TOML file holds, by section; flags of one run only (such as `--dry-run`) are left out."""
 
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
+"""A scheme and what it leads to (RFC 3986)."""
 LEVELS = (
     "participant: register images; group: sum up finished results (scores, outliers, mean images); template: make a"
     " template of the images"
@@ -113,6 +116,20 @@ def parse_dataset(text: str) -> tuple[str, Path]:
     return name, Path(path).resolve()
 
 
+def parse_uri(text: str) -> tuple[str, str]:
+    """Read NAME=URI.
+
+    Examples
+    --------
+    >>> parse_uri("raw=https://doi.org/10.18112/openneuro.ds000030.v1.0.0")
+    ('raw', 'https://doi.org/10.18112/openneuro.ds000030.v1.0.0')
+    """
+    name, _, uri = text.partition("=")
+    if not name or not URI.fullmatch(uri):
+        raise ValueError(f"expected NAME=URI, such as raw=https://doi.org/..., found {text!r}")
+    return name, uri
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of one run of the BIDS App.
@@ -156,6 +173,19 @@ class Config:
                 read=parse_dataset,
                 command={"nargs": "+", "action": "extend"},
                 help="derivative datasets with brain masks (_desc-brain_mask) and labels (_dseg) in T1w space",
+            )
+        },
+    )
+    dataset_uri: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "option": Option(
+                flags=("--dataset-uri",),
+                metavar="NAME=URI",
+                read=parse_uri,
+                command={"nargs": "+", "action": "extend"},
+                help="where BIDS_DIR (NAME raw) and --derivatives really are, for dataset_description.json (default:"
+                " the folders as this run sees them, which in a container are none of the host's)",
             )
         },
     )
@@ -293,6 +323,10 @@ class Config:
         for name in self.derivatives:  # part of the sources' BIDS URIs, where "raw" is the raw dataset
             if name == "raw" or not re.fullmatch("[0-9A-Za-z_-]+", name):
                 raise ValueError(f"derivatives: expected names of letters, digits, _ and -, not raw; found {name!r}")
+        known = ("raw", *self.derivatives)
+        for name in self.dataset_uri:
+            if name not in known:
+                raise ValueError(f"dataset_uri: expected the name of a dataset ({', '.join(known)}), found {name!r}")
 
     @property
     def is_spaces_only(self) -> bool:

@@ -97,11 +97,12 @@ def find_scans(config: Config) -> Found:
 
 def _list_subjects(config: Config) -> list[str]:
     """List the labels of the subjects that have a folder; raise where one that is asked for has none."""
-    subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir() or path.is_symlink())
-    missing = [label for label in config.participant_label if label not in subjects]
+    found = [config.bids_dir / f"sub-{label}" for label in config.participant_label]
+    missing = [path.name[4:] for path in found if not (path.is_dir() or path.is_symlink())]
     if missing:
         raise UsageError(f"--participant-label {' '.join(missing)}: no folder sub-{missing[0]} in {config.bids_dir}")
-    return list(config.participant_label) or subjects
+    every = (path for path in config.bids_dir.glob("sub-*") if path.is_dir() or path.is_symlink())
+    return list(config.participant_label) or sorted(path.name[4:] for path in every)
 
 
 def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:

@@ -39,7 +39,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 # Options of Apptainer, Docker, pip and SLURM that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
-FOREIGN |= {"--cpus-per-task", "--time", "--gres", "--partition", "--job-name", "--output", "--bind", "--wrap"}
+FOREIGN |= {
+    "--build-arg",
+    "--read-only",
+    "--containall",
+    "--cpus-per-task",
+    "--time",
+    "--gres",
+    "--partition",
+    "--job-name",
+    "--output",
+    "--bind",
+    "--wrap",
+}
 
 
 def find_blocks(page, *languages):

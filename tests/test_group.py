@@ -41,7 +41,7 @@ VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
 
 
 def describe(folder, kind):
-    content = {"Name": "made up", "BIDSVersion": "1.10.0", "DatasetType": kind}
+    content = {"Name": "made up", "BIDSVersion": "1.11.0", "DatasetType": kind}
     if kind == "derivative":
         content["GeneratedBy"] = [{"Name": "mmln-pipeline"}]
     folder.mkdir(parents=True)

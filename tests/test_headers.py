@@ -140,6 +140,10 @@ def test_a_brain_without_a_zero_gets_that_of_other_brains():
     lifted = make_unsigned(new_image(signed, Grid(signed.shape, np.eye(4)))).get_fdata()
     low, high = np.percentile(lifted[lifted > 0], (0.5, 99.5))
     assert low / high == pytest.approx(0.17, abs=0.005)
+    plain = Brain(new_image(np.where(signed != 0, signed + 5, 0), Grid(signed.shape, np.eye(4))))
+    same = Brain(new_image(signed, plain.image)).like(plain)
+    np.testing.assert_allclose(same.intensities.get_fdata(), plain.image.get_fdata(), atol=0.05)
+    assert plain.like(same) is plain
 
 
 def test_plain_images_stay_as_they_are():
