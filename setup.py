@@ -97,6 +97,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "bids-validator>=1.13",
+        "contourpy>=1.2",
         "dacite>=1.8",
         "h5py>=3.8",
         "isal>=1.6",

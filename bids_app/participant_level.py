@@ -12,7 +12,7 @@ from nipype.pipeline import engine as pe
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method
-from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files, write_report
+from mmln_pipeline.bids_app.dataset import check_output_dataset, list_reports, write_dataset_files, write_report
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
@@ -23,6 +23,7 @@ from mmln_pipeline.bids_app.slurm_jobs import mark_folder
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.reporting.group_table import group_tables
 from mmln_pipeline.reporting.record import read_records
 from mmln_pipeline.space.placement import find_placements
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
@@ -253,10 +254,14 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
     records = {name: own for subject in subjects for name, own in read_records(config.output_dir, subject).items()}
     if done:
         note_templates(config.output_dir, method)
+    tables = group_tables(records)
+    pages = sorted({*subjects, *list_reports(config.output_dir)})
     for subject in subjects:
         own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
         try:
-            write_report(config, method, subject, [failure.crash_file or failure.cause for failure in own], records)
+            write_report(
+                config, method, subject, [failure.crash_file or failure.cause for failure in own], tables, pages
+            )
         except Exception as error:  # one report must not cost the others theirs
             if config.verbose:
                 traceback.print_exc()
