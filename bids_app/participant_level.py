@@ -19,6 +19,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
 from mmln_pipeline.bids_app.naming import name_apart, note_templates
 from mmln_pipeline.bids_app.plugin_option import Plugin, check_cluster, read_plugin
+from mmln_pipeline.bids_app.run_log import LOGGER, keep_log, warn
 from mmln_pipeline.bids_app.slurm_jobs import mark_folder
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.bids_app.work_folder import sole_use
@@ -62,7 +63,8 @@ def run_participants(config: Config) -> int:
     if config.list_unfinished:
         print("".join(f"{subject}\n" for subject in list_unfinished(config, method, found)), end="")
         return 0
-    for line in dict.fromkeys(describe_headers(scans, method)):
+    doubts = list(dict.fromkeys(describe_headers(scans, method)))
+    for line in doubts:
         print(f"mmln-bids: warning: {line}", file=sys.stderr)
     if config.dry_run:
         print(describe_plan(config, method, found))
@@ -70,7 +72,9 @@ def run_participants(config: Config) -> int:
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
     if config.reports_only:
         return finish(config, method, scans, {})
-    with sole_use(config.work_dir):
+    with sole_use(config.work_dir), keep_log(config):
+        for line in doubts:
+            LOGGER.warning(line)
         return register_scans(config, method, found, plugin)
 
 
@@ -267,13 +271,14 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
                 traceback.print_exc()
             failed[filenames.report_name(subject)] = Failure(f"{type(error).__name__}: {error}")
     print(f"{done} of {len(scans)} images done: {config.output_dir}")
+    LOGGER.info("end: %d of %d images done", done, len(scans))
     names = {target.name for target in method.targets}
     judged = {name: record for name, record in records.items() if record.get("template") in names}
     for name, doubt in find_doubts(judged, [scan for scan in scans if scan.stem not in failed]):
-        print(f"{name}: {doubt}", file=sys.stderr)
+        warn(f"{name}: {doubt}")
     for name, failure in failed.items():
         record = f" ({failure.crash_file})" if failure.crash_file else ""
-        print(f"{name}: FAILED: {failure.cause}{record}", file=sys.stderr)
+        warn(f"{name}: FAILED: {failure.cause}{record}")
     return 1 if failed else 0
 
 

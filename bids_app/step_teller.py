@@ -1,0 +1,81 @@
+"""The steps of a run: which there are, what they take, and what is told of each as it begins and ends."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nipype.interfaces.utility import IdentityInterface
+from nipype.pipeline import engine as pe
+
+from mmln_pipeline.bids_app.run_log import LOGGER
+from mmln_pipeline.machine.forecast import Forecast
+
+SECONDS = {
+    "load_template": 1.5,
+    "brain_extraction": 20.0,
+    "bias": 15.0,
+    "affine_init": 10.0,
+    "registration": 70.0,
+    "apply_mask": 1.0,
+    "apply_atlas": 1.0,
+    "conform": 1.5,
+    "normalize": 1.0,
+    "plots": 10.0,
+    "volumes": 0.5,
+    "fuse": 60.0,
+}
+"""About what a step takes on two cores of a CPU, s; a run learns its own, and how fast its machine is, as it goes."""
+
+
+def count_steps(workflow: pe.Workflow) -> Counter[str]:
+    """Count the nodes of a workflow that do something, by their names."""
+    nodes = (workflow.get_node(name) for name in workflow.list_node_names())
+    return Counter(node.name for node in nodes if not isinstance(node.interface, IdentityInterface))
+
+
+class StepTeller:
+    """What Nipype calls with each node that begins or ends: it tells the forecast, the log and whoever looks on.
+
+    Parameters
+    ----------
+    forecast : Forecast
+        Learns what steps take.
+    say : callable
+        Called with a line on each step that ran, but for those that only put files in their place.
+    names : mapping of str to str
+        The stem of each scan by the name of its workflow.
+    """
+
+    def __init__(self, forecast: Forecast, say: Callable[[str], None], names: Mapping[str, str]) -> None:
+        self.forecast, self.say, self.names = forecast, say, names
+        self._results: dict[str, float] = {}
+
+    def __call__(self, node: pe.Node, status: str) -> None:
+        step = self._describe(node)
+        if status == "start":
+            self._results[node.fullname] = _age_of_result(node)
+            self.forecast.start(step, node.name)
+            return
+        is_failed, before = status == "exception", self._results.pop(node.fullname, 0.0)
+        is_known = not is_failed and before > 0 and before == _age_of_result(node)
+        took = self.forecast.end(step, node.name, is_known)
+        if took is None or (node.run_without_submitting and not is_failed):
+            return
+        text = f"{step}{' FAILED after' * is_failed} {took:.1f} s"
+        LOGGER.log(LOGGER.level + 20 * is_failed, text)  # an error, or a note
+        self.say(text)
+
+    def _describe(self, node: pe.Node) -> str:
+        """Name a step: the scan, the template where there are several, and what is done."""
+        parts = node.fullname.split(".")
+        scan = self.names.get(parts[1], "") if len(parts) > 1 else ""
+        template = next((part[3:-3] for part in parts if part.startswith("to_") and part.endswith("_wf")), "")
+        return " ".join(filter(None, (scan, template and f"to {template}", node.name)))
+
+
+def _age_of_result(node: pe.Node) -> float:
+    """Return when a node's result was written; 0 where there is none."""
+    try:
+        return (Path(node.output_dir()) / f"result_{node.name}.pklz").stat().st_mtime
+    except OSError:
+        return 0.0
