@@ -45,8 +45,18 @@ TEST = [
     "pytest-cov>=5",
     "pytest-xdist>=3.6",
     "setuptools>=70.1",
+    "torchio>=0.20",
 ]
-DOCS = ["furo>=2025.7", "myst-parser>=4", "pygraphviz>=2", "sphinx>=8", "sphinx-argparse-cli>=1.19"]
+DOCS = [
+    *CONVERT,
+    "furo>=2025.7",
+    "myst-parser>=4",
+    "pygraphviz>=2",
+    "sphinx>=8",
+    "sphinx-argparse-cli>=1.19",
+    "sphinx-gallery>=0.19",
+    "torchio>=0.20",
+]
 
 # Libraries that the package opens by ctypes. Without a compiler it is built without them, and runs slower.
 # Not -ffast-math: linked with it, a library makes the whole process round small numbers to zero.

@@ -77,7 +77,7 @@ def run_workflow(
     # Nipype's monitor leaves its samples in the folder where the process stands.
     forecast = Forecast(count_steps(workflow), SECONDS)
     with indirectory(config.work_dir), show_forecast("mmln-bids", forecast) as say:
-        arguments = {"status_callback": StepTeller(forecast, say, names)}
+        arguments = {"status_callback": StepTeller(forecast, say, names, workflow)}
         runner = _make_runner(config, arguments, plugin)
         try:
             workflow.run(plugin=runner)

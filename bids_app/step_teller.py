@@ -44,10 +44,15 @@ class StepTeller:
         Called with a line on each step that ran, but for those that only put files in their place.
     names : mapping of str to str
         The stem of each scan by the name of its workflow.
+    workflow : Workflow
+        That whose nodes run: of several templates, a step is told with its own.
     """
 
-    def __init__(self, forecast: Forecast, say: Callable[[str], None], names: Mapping[str, str]) -> None:
+    def __init__(
+        self, forecast: Forecast, say: Callable[[str], None], names: Mapping[str, str], workflow: pe.Workflow
+    ) -> None:
         self.forecast, self.say, self.names = forecast, say, names
+        self._templates = {_find_template(name) for name in workflow.list_node_names()} - {""}
         self._results: dict[str, float] = {}
 
     def __call__(self, node: pe.Node, status: str) -> None:
@@ -69,8 +74,20 @@ class StepTeller:
         """Name a step: the scan, the template where there are several, and what is done."""
         parts = node.fullname.split(".")
         scan = self.names.get(parts[1], "") if len(parts) > 1 else ""
-        template = next((part[3:-3] for part in parts if part.startswith("to_") and part.endswith("_wf")), "")
+        template = _find_template(node.fullname) if len(self._templates) > 1 else ""
         return " ".join(filter(None, (scan, template and f"to {template}", node.name)))
+
+
+def _find_template(fullname: str) -> str:
+    """Return the template of a node's workflow, empty for a step that no template has a part in.
+
+    Examples
+    --------
+    >>> _find_template("mmln_wf.sub_01_wf.to_MNI_2_wf.registration_wf.registration")
+    'MNI_2'
+    """
+    found = (part for part in fullname.split(".") if part.startswith("to_") and part.endswith("_wf"))
+    return next(found, "").removeprefix("to_").removesuffix("_wf")
 
 
 def _age_of_result(node: pe.Node) -> float:

@@ -206,10 +206,19 @@ def test_every_score_is_on_the_page(tutorial):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The built pages; a warning fails the build, as in `make docs`."""
+    """The built pages; a warning fails the build, as in `make docs`, which runs the examples too."""
     pytest.importorskip("sphinx")
     folder = tmp_path_factory.mktemp("site")
-    options = ["--quiet", "--fail-on-warning", "--keep-going", "--nitpicky", "-d", str(folder / "doctrees")]
+    options = [
+        "--quiet",
+        "--fail-on-warning",
+        "--keep-going",
+        "--nitpicky",
+        "-D",
+        "plot_gallery=0",
+        "-d",
+        str(folder / "doctrees"),
+    ]
     command = [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(folder / "html")]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

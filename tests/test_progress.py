@@ -99,8 +99,11 @@ def test_bar_names_the_step_that_runs(monkeypatch, capsys):
 
 def test_steps_are_named_by_scan_and_template():
     node = SimpleNamespace(fullname="mmln_wf.sub_01_wf.to_A_wf.registration_wf.registration", name="registration")
-    teller = step_teller.StepTeller(Forecast({}, {}), print, {"sub_01_wf": "sub-01_ses-a"})
-    assert teller._describe(node) == "sub-01_ses-a to A registration"
+    for templates, expected in (("AB", "sub-01_ses-a to A registration"), ("A", "sub-01_ses-a registration")):
+        nodes = [f"sub_01_wf.to_{template}_wf.registration_wf.registration" for template in templates]
+        workflow = SimpleNamespace(list_node_names=lambda nodes=nodes: nodes)
+        teller = step_teller.StepTeller(Forecast({}, {}), print, {"sub_01_wf": "sub-01_ses-a"}, workflow)
+        assert teller._describe(node) == expected
     assert teller._describe(SimpleNamespace(fullname="mmln_wf.load_template", name="load_template")) == "load_template"
 
 

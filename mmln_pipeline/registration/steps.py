@@ -295,6 +295,8 @@ def _resample(
     if pair.moving_dseg is not None:
         moved_dseg = transform.resample(pair.moving_dseg, pair.fixed.image, "nearest")
     return dict(
+        fixed=pair.fixed.image,
+        moving=pair.moving.image,
         moved=transform.resample(pair.moving.image, pair.fixed.image, "linear"),
         moved_dseg=moved_dseg,
         transform=transform,
