@@ -1,6 +1,7 @@
 """Command line of the BIDS App: every option, and the checks that come before any work."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -46,10 +47,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{self._guess(message)} (see {self.prog} --help)\n")
 
     def _guess(self, message: str) -> str:
-        """Return the option that may be meant by an unknown one."""
+        """Return the option, or the word, that may be meant by an unknown one."""
         _, is_unknown, words = message.partition("unrecognized arguments: ")
         name = words.split("=")[0].split(" ")[0]
         meant = get_close_matches(name, self._option_string_actions, 1) if is_unknown and name.startswith("-") else []
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if wrong:
+            meant = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), 1)
         return f": did you mean {meant[0]}?" if meant else ""
 
 

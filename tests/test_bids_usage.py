@@ -252,6 +252,11 @@ def test_the_option_that_was_meant_is_named(capsys, typed, meant):
     assert f"unrecognized arguments: {typed}: did you mean {meant}? (see" in one_error(capsys)
 
 
+def test_a_misspelt_level_is_answered_with_the_one_that_is_meant(capsys):
+    assert main(["raw", "out", "particpant"]) == 2
+    assert ": did you mean participant? (see" in one_error(capsys)
+
+
 def test_datasets_add_up(tmp_path):
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()
