@@ -120,6 +120,16 @@ def test_arrays_come_in_types_that_nifti_knows(dtype, kept):
     assert as_source(nib.MGHImage(np.ones((3, 4, 5), np.float32), np.eye(4)), "x").shape == (3, 4, 5)
 
 
+@pytest.mark.parametrize("small", ["fixed", "moving"])
+def test_a_brain_of_another_species_is_refused_by_name(small, model):
+    """A macaque's brain is a tenth of a human's, whatever its template is called."""
+    pair = {name: make_brain() for name in ("fixed", "moving")}
+    tenth = np.diag([0.45, 0.45, 0.45, 1.0])
+    pair[small] = nib.Nifti1Image(pair[small].dataobj, tenth @ pair[small].affine)
+    with pytest.raises(ValueError, match=rf"{small} image: expected a brain of at least 0.43 cm3, found 0.3: .*species"):
+        register(**pair, model=model, device="cpu")
+
+
 def test_a_warp_is_no_linear_start(result, model):
     with pytest.raises(ValueError, match="init: expected a linear transform, found <Transform: DisplacementField"):
         register(make_brain(), make_brain(1.0), init=result.transform, model=model, device="cpu")
