@@ -166,6 +166,7 @@ def list_names(scan, spaced):
             filenames.TEMPLATES,
             filenames.GROUP_TABLE,
             filenames.GROUP_REPORT,
+            filenames.GROUP_SHEET,
         ),
         *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]
