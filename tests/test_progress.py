@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tiny_bids import settings
 
-from mmln_pipeline.bids_app import step_teller
+from mmln_pipeline.bids_app import participant_level, step_teller
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.machine.forecast import Forecast
 from mmln_pipeline.machine.progress import describe_progress, show_forecast
@@ -107,7 +107,9 @@ def test_steps_are_named_by_scan_and_template():
     assert teller._describe(SimpleNamespace(fullname="mmln_wf.load_template", name="load_template")) == "load_template"
 
 
-def test_a_run_tells_each_step_and_keeps_a_log(place, tmp_path, capsys):
+def test_a_run_tells_each_step_and_keeps_a_log(place, tmp_path, capsys, monkeypatch):
+    doubt = ("sub-02_run-1", "quality check: look: turned")
+    monkeypatch.setattr(participant_level, "find_doubts", lambda records, scans: [doubt])
     arguments = [place / "raw", tmp_path / "out", "participant", "-w", tmp_path / "work", *settings(place)]
     arguments = [str(part) for part in (*arguments, "--participant-label", "02", "--bids-filter-file", tmp_path / "f")]
     (tmp_path / "f").write_text('{"t1w": {"run": 1}}')
@@ -122,7 +124,7 @@ def test_a_run_tells_each_step_and_keeps_a_log(place, tmp_path, capsys):
     for words in (
         r"INFO    begin: mmln-pipeline \d",
         r"INFO    sub-02_run-1 brain_extraction [\d.]+ s$",
-        r"WARNING sub-02_run-1: quality check: ",
+        r"WARNING sub-02_run-1: quality check: look: turned$",
         r"INFO    end: 1 of 1 images done$",
     ):
         assert re.search(stamp + words, text, re.MULTILINE), words

@@ -126,7 +126,9 @@ def test_a_brain_of_another_species_is_refused_by_name(small, model):
     pair = {name: make_brain() for name in ("fixed", "moving")}
     tenth = np.diag([0.45, 0.45, 0.45, 1.0])
     pair[small] = nib.Nifti1Image(pair[small].dataobj, tenth @ pair[small].affine)
-    with pytest.raises(ValueError, match=rf"{small} image: expected a brain of at least 0.43 cm3, found 0.3: .*species"):
+    with pytest.raises(
+        ValueError, match=rf"{small} image: expected a brain of at least 0.43 cm3, found 0.3: .*species"
+    ):
         register(**pair, model=model, device="cpu")
 
 
