@@ -83,6 +83,8 @@ def folder(tmp_path_factory):
     )
     nb.save(surface, folder / "lh_pial.surf.gii")
     (folder / "points.csv").write_text("x,y,z\n1,2,3\n")
+    (folder / "WORK_DIR").mkdir()
+    (folder / "work").symlink_to("WORK_DIR")  # what one page has run is not run again for the next
     with walnut(folder):
         (folder / "runs/mmln").mkdir(parents=True)
         for path in weights.FOLDER.glob("mmln.*"):
