@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -230,7 +230,8 @@ def make_walnut(folder: str | Path) -> Walnut:
         return data.reshape([part for n in size for part in (n, WALNUT)]).mean(axis=(1, 3, 5))
 
     mask = shrink(template.mask) >= 0.5
-    labels = np.asarray(template.dseg.dataobj)[tuple(slice(WALNUT // 2, n * WALNUT, WALNUT) for n in size)]
+    dseg = cast(Nifti1Image, template.dseg)  # the embedded template has one
+    labels = np.asarray(dseg.dataobj)[tuple(slice(WALNUT // 2, n * WALNUT, WALNUT) for n in size)]
     return Walnut(
         new_image(np.where(mask, shrink(template.image), 0).astype(np.float32), grid),
         new_image(mask.astype(np.uint8), grid),

@@ -68,7 +68,7 @@ class Thumbnails:
 
 def _trace(picture: NDArray, level: float) -> str:
     """Return the lines of a level as path data of SVG; pixels begin at their corners."""
-    lines = contour_generator(z=picture).lines(level)
+    lines = [np.asarray(line) for line in contour_generator(z=picture).lines(level)]
     return "".join("M" + "L".join(f"{x + 0.5:.1f} {y + 0.5:.1f}" for x, y in line) for line in lines if len(line) > 4)
 
 
