@@ -32,6 +32,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_memory": False,
     "show_signature": False,
+    "write_computation_times": False,  # a page that would load tables from elsewhere
     "abort_on_example_error": True,
 }
 

@@ -22,18 +22,19 @@ folder = Path(mkdtemp())
 walnut = make_walnut(folder)
 save_image(walnut.image, folder / "tpl-walnut_T1w.nii.gz")
 (folder / "bids").mkdir()
-(folder / "bids/dataset_description.json").write_text(json.dumps({"Name": "walnuts", "BIDSVersion": "1.10.0"}))
+description = json.dumps({"Name": "walnuts", "BIDSVersion": "1.10.0"})
+(folder / "bids/dataset_description.json").write_text(description)
 for number in (1, 2, 3):
-    _, inverse_truth = make_truth(walnut.mask, seed=number, spacing=1, smoothness=4.0, size=1.5)
-    subject = simulate_subject(walnut.image, walnut.mask, inverse_truth, seed=number)
+    _, inverse = make_truth(walnut.mask, seed=number, spacing=1, smoothness=4.0, size=1.5)
+    subject = simulate_subject(walnut.image, walnut.mask, inverse, seed=number)
     image = folder / f"bids/sub-{number}/anat/sub-{number}_T1w.nii.gz"
     image.parent.mkdir(parents=True)
     save_image(subject, image)
 
 # %%
 # ``mmln-bids bids derivatives participant ...``, here without a shell; 0 means that all subjects are done.
-how = ["--template", str(folder / "tpl-walnut_T1w.nii.gz"), "--model", str(walnut.model), "--refine", "0"]
-how += ["--nprocs", "1", "-w", str(folder / "work")]
+how = ["--template", str(folder / "tpl-walnut_T1w.nii.gz"), "-w", str(folder / "work")]
+how += ["--model", str(walnut.model), "--refine", "0", "--nprocs", "1"]
 main([str(folder / "bids"), str(folder / "derivatives"), "participant", *how])
 
 # %%
@@ -43,11 +44,12 @@ main([str(folder / "bids"), str(folder / "derivatives"), "group", *how[:2]])
 # %%
 # All scores are in one table.
 scores = pd.read_csv(folder / "derivatives/group_registration.tsv", sep="\t")
-scores[["scan", "qc_verdict", "similarity_local_correlation_after", "ndv_percent", "seconds_total"]]
+scores[["scan", "qc_verdict", "brain_overlap_after", "ndv_percent", "seconds_total"]]
 
 # %%
 # The mean of the images in template space: sharp where the brains agree.
-plotting.plot_anat(folder / "derivatives/space-walnut_desc-mean_T1w.nii.gz", dim=0, title="mean of three brains")
+mean = folder / "derivatives/space-walnut_desc-mean_T1w.nii.gz"
+plotting.plot_anat(mean, dim=0, title="mean of three brains")
 
 # %%
 # The pages to look at.
