@@ -9,7 +9,7 @@ from tiny_bids import settings
 
 from mmln_pipeline.bids_app import participant_level, step_teller
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.machine.forecast import Forecast
+from mmln_pipeline.machine.forecast import TRUST_S, Forecast
 from mmln_pipeline.machine.progress import describe_progress, show_forecast
 
 STEPS = {"mask": 30.0, "register": 60.0, "draw": 10.0}
@@ -76,7 +76,7 @@ def test_a_slower_machine_is_learned_from_the_first_step():
     clock = Clock()
     forecast = Forecast({"mask": 1, "register": 1}, STEPS, clock)
     run_steps(forecast, clock, "sub-0", {"mask": 60.0})
-    assert forecast.seconds_left == pytest.approx(120.0)
+    assert forecast.seconds_left == pytest.approx(60.0 * (60.0 + TRUST_S) / (30.0 + TRUST_S))
     assert describe_progress(forecast, "sub-0 mask 60.0 s") == "1/2 sub-0 mask 60.0 s, about 2 min left"
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 UNKNOWN_S = 0.2
 """Taken for a step of which nothing is known, s."""
+TRUST_S = 30.0
+"""The guesses weigh as much as so many seconds of steps that ended: one short step says little of a machine."""
 
 
 class Forecast:
@@ -122,7 +124,7 @@ class Forecast:
         """Return how much longer steps took than was guessed."""
         took = sum(sum(own) for own in self._took.values())
         guessed = sum(len(own) * self._guess(kind) for kind, own in self._took.items())
-        return took / guessed if guessed else 1.0
+        return (took + TRUST_S) / (guessed + TRUST_S)
 
 
 def write_duration(seconds: float) -> str:
