@@ -433,12 +433,12 @@ def test_methods_are_rendered_and_escaped(dataset):
 
 
 def test_page_links_to_its_neighbours_and_the_groups_that_are_there(dataset):
-    (dataset / "group_registration_space-other.html").write_text("x")
+    (dataset / "group_registration_space-MNI152NLin2009aSym.html").write_text("x")
     text = write_subject_report(dataset, "01", subjects=["00", "01"]).read_text(encoding="utf-8")
     header = text[text.index("<header>") : text.index("<h1>")]
     assert re.findall(r'href="([^"]+)">([^<]+)<', header) == [
         ("sub-00.html", "‹ sub-00"),
-        ("group_registration_space-other.html", "Group other"),
+        ("group_registration_space-MNI152NLin2009aSym.html", "Group MNI152NLin2009aSym"),
     ]
 
 

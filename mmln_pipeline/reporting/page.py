@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -119,7 +119,7 @@ def write_subject_report(
         fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(_render_markdown(citation), references)
     fragments[f"sub-{label}_desc-errors_T1w"] = _macros().errors(failures)
     page = output_dir / filenames.report_name(label)
-    html = fill_part(_assemble(label, fragments), NEIGHBOURS, _link_pages(output_dir, label, subjects))
+    html = fill_part(_assemble(label, fragments), NEIGHBOURS, _link_pages(output_dir, label, subjects, qc.values()))
     if not page.exists() or page.read_text(encoding="utf-8") != html:
         write_text(page, html)
     return page
@@ -157,7 +157,7 @@ def refresh_subject_report(
         before = page.read_text(encoding="utf-8")
     except OSError:
         return False
-    html = fill_part(before, NEIGHBOURS, _link_pages(output_dir, subject, subjects))
+    html = fill_part(before, NEIGHBOURS, _link_pages(output_dir, subject, subjects, records.values()))
     for stem, record in records.items():
         scan = stem.split("_space-")[0]
         if scan in table.rows and record.get("template") == table.rows[scan].get("template"):
@@ -197,19 +197,17 @@ def fill_part(html: str, name: str, content: str) -> str:
     return head + start + str(content) + end + tail if start and end else html
 
 
-def _link_pages(output_dir: Path, label: str, subjects: Sequence[str]) -> str:
-    """Render the links to the group's pages that are there, and to the subjects before and after."""
-    pages = [
-        filenames.GROUP_REPORT,
-        *sorted(path.name for path in output_dir.glob(filenames.apart(filenames.GROUP_REPORT, "*"))),
-    ]
-    there = [name for name in pages if (output_dir / name).is_file()]
-    groups = [(" ".join(["Group", *re.findall(r"_space-(\w+)", name)]), name) for name in there]
-    places = [at for at, name in enumerate(subjects) if name == label]
-    before = subjects[places[0] - 1] if places and places[0] > 0 else ""
-    after = subjects[places[0] + 1] if places and places[0] + 1 < len(subjects) else ""
-    links = [(f"sub-{name}", filenames.report_name(name)) if name else None for name in (before, after)]
-    return _macros().pages(links[0], groups, links[1])
+def _link_pages(output_dir: Path, label: str, subjects: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
+    """Render the links to the pages of the subject's groups that are there, and to the subjects before and after."""
+    templates = dict.fromkeys(str(record.get("template")) for record in records)
+    names = {"Group": filenames.GROUP_REPORT}
+    names |= {f"Group {template}": filenames.apart(filenames.GROUP_REPORT, template) for template in templates}
+    groups = [(name, page) for name, page in names.items() if (output_dir / page).is_file()]
+    around = [None, *subjects, None]
+    place = around.index(label) if label in subjects else 0
+    beside = (around[place - 1], around[place + 1]) if place else (None, None)
+    before, after = ((f"sub-{name}", filenames.report_name(name)) if name else None for name in beside)
+    return _macros().pages(before, groups, after)
 
 
 def _with_space(stem: str, qc: Mapping[str, Any]) -> str:
