@@ -11,20 +11,22 @@ from mmln_pipeline.bids_app.run_log import LOGGER
 from mmln_pipeline.machine.forecast import Forecast
 
 SECONDS = {
-    "load_template": 1.5,
-    "brain_extraction": 20.0,
-    "bias": 15.0,
-    "affine_init": 10.0,
-    "registration": 70.0,
-    "apply_mask": 1.0,
-    "apply_atlas": 1.0,
-    "conform": 1.5,
+    "load_template": 5.0,
+    "brain_extraction": 6.0,
+    "bias": 30.0,
+    "affine_init": 70.0,
+    "registration": 95.0,
+    "conform": 3.0,
+    "apply_mask": 6.0,
+    "apply_atlas": 7.0,
     "normalize": 1.0,
-    "plots": 10.0,
+    "plots": 20.0,
     "volumes": 0.5,
-    "fuse": 60.0,
 }
-"""About what a step takes on two cores of a CPU, s; a run learns its own, and how fast its machine is, as it goes."""
+"""What a step takes, s (medians of three heads of 1 mm on one core of a busy machine).
+
+A run learns its own, and how fast its machine is, as it goes.
+"""
 
 
 def count_steps(workflow: pe.Workflow) -> Counter[str]:
