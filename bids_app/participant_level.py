@@ -388,6 +388,7 @@ def describe_plan(config: Config, method: Method, found: Found) -> str:
             f"  mask: {_list_files(scan, 'mask') or _describe_stripping(config, method)}",
             f"  labels: {_list_files(scan, 'dseg') or 'none given'}",
             *([f"  lesion mask: {_list_files(scan, 'lesion')}"] if scan.has("lesion") else []),
+            *(f"  brought along: {path}" for path in scan.along),
             *([f"  reference: average of {len(scan.images)} images, {scan.reference}"] if scan.others else []),
             f"  results: {config.output_dir / scan.folder} ({state})",
         ]

@@ -180,6 +180,23 @@ def test_run_without_labels_keeps_their_link(finished, tmp_path):
     }
 
 
+def test_sources_are_named_where_they_really_are(finished, tmp_path, monkeypatch):
+    raw = shutil.copytree(finished[1][0], tmp_path / "raw")
+    path = raw / "dataset_description.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"BIDSVersion": "1.0.2", "DatasetDOI": "doi:10.1/x"}))
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/project/mmln.sif")
+    monkeypatch.setenv("MMLN_IMAGE", "mmln:7")
+    options = ["--boilerplate-only", "--dataset-uri", "raw=https://example.org/ds1"]
+    assert main([str(raw), str(tmp_path / "out"), *finished[1][2:], *options]) == 0
+    said = json.loads((tmp_path / "out/dataset_description.json").read_text())
+    labels = Path(finished[1][-1].removeprefix("labels=")).as_uri()
+    assert said["DatasetLinks"] == {"raw": "https://example.org/ds1", "labels": labels}
+    assert said["SourceDatasets"] == [{"URL": "https://example.org/ds1", "DOI": "doi:10.1/x"}, {"URL": labels}]
+    assert said["BIDSVersion"] == "1.11.0"  # that of the outputs, not of the input
+    container = {"Type": "apptainer", "Tag": "mmln:7", "URI": "file:///project/mmln.sif"}
+    assert said["GeneratedBy"][0]["Container"] == container
+
+
 @pytest.mark.skipif(VALIDATOR is None, reason="bids-validator-deno is not installed")
 def test_validator_finds_no_error(finished):
     result = subprocess.run([VALIDATOR, str(finished[0]), "--json"], capture_output=True, text=True)

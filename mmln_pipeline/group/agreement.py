@@ -1,16 +1,18 @@
-"""How well the labels of many brains agree after all were brought to one space, with one image in memory at a time."""
+"""How well the labels of many brains agree after all were brought to one space, and what most of them say."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel import Nifti1Image
 
 from mmln_pipeline.images.volumes import UNREADABLE, load_labels
-from mmln_pipeline.space.grids import Grid, affine_in_mm, on_most_common_grid
+from mmln_pipeline.space.grids import Grid, affine_in_mm, new_image, on_most_common_grid
 
 _BLOCK = 8
 """Edge of a block of votes in voxels: small enough to follow a label's outline."""
@@ -140,3 +142,51 @@ def _read_grids(paths: Mapping[str, Path]) -> dict[str, Grid]:
 
 def _read(path: Path) -> np.ndarray:
     return np.asanyarray(load_labels(path, name="labels").dataobj)
+
+
+def majority_labels(paths: Sequence[Path]) -> Nifti1Image:
+    """Return the label that most of some label images have at each voxel; the smallest of equals.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Label images on one grid, at least one.
+
+    Returns
+    -------
+    Nifti1Image
+        In the smallest integer type that holds the numbers.
+
+    Raises
+    ------
+    ValueError
+        If they lie on different grids.
+    """
+    first = load_labels(paths[0], name="labels")
+    places = []
+    for path in paths:
+        image = load_labels(path, name="labels")
+        if not Grid.of(first).matches(image):
+            raise ValueError(f"labels {path}: {Grid.of(first).describe_difference(image)}")
+        places.append(_find_places(np.asanyarray(image.dataobj)))
+    numbers = sorted({number for labels in places for number in labels})
+    n_voxels = math.prod(first.shape)
+    winner = np.zeros(n_voxels, np.min_scalar_type(max(numbers, default=0)))
+    most = np.full(n_voxels, len(paths), dtype=np.uint32)  # so many have no label there
+    for labels in places:
+        for voxels in labels.values():
+            most[voxels] -= 1
+    for number in numbers:
+        votes = np.bincount(np.concatenate([own[number] for own in places if number in own]), minlength=n_voxels)
+        wins = votes > most
+        winner[wins], most[wins] = number, votes[wins]
+    return new_image(winner.reshape(first.shape), first)
+
+
+def _find_places(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the flat indices of each label's voxels."""
+    voxels = np.flatnonzero(labels > 0)
+    values = labels.ravel()[voxels]
+    order = np.argsort(values, kind="stable")
+    numbers, starts = np.unique(values[order], return_index=True)
+    return dict(zip(numbers.tolist(), np.split(voxels[order], starts[1:]), strict=True))

@@ -83,14 +83,16 @@ def load_pair(
         **{"fixed image": fixed, "moving image": moving, "fixed dseg": fixed_dseg, "moving dseg": moving_dseg},
         **{"fixed mask": fixed_mask, "moving mask": moving_mask, "moving lesion mask": moving_lesion},
     }
+    fixed_brain = Brain(fixed_image, _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"), name="fixed")
+    moving_brain = Brain(
+        moving_image,
+        _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
+        _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
+        "moving",
+    )
     return Pair(
-        Brain(fixed_image, _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"), name="fixed"),
-        Brain(
-            moving_image,
-            _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
-            _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
-            "moving",
-        ),
+        fixed_brain.like(moving_brain),
+        moving_brain.like(fixed_brain),
         _load_labels(fixed_dseg, "fixed dseg", fixed_image, "fixed image", table),
         _load_labels(moving_dseg, "moving dseg", moving_image, "moving image", table),
         table,

@@ -62,7 +62,7 @@ def plot_score(
     _name_outliers(axes, values, [name for name in values if name in unusual])
     axes.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], ylim=(len(rows) - 0.5, -0.75))
     _finish(axes)
-    _save(figure, title, out_svg)
+    save_figure(figure, title, out_svg)
 
 
 def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | PathLike) -> None:
@@ -83,10 +83,17 @@ def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | Pa
     axes.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xlabel="Dice")
     axes.set_yticklabels([name if len(name) <= 40 else f"{name[:39]}…" for name in order], parse_math=False)
     _finish(axes)
-    _save(figure, f"Dice of {len(order)} structures", out_svg)
+    save_figure(figure, f"Dice of {len(order)} structures", out_svg)
 
 
-def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask: SpatialImage | None = None) -> None:
+def plot_mean(
+    image: SpatialImage,
+    count: int,
+    out_svg: str | PathLike,
+    *,
+    mask: SpatialImage | None = None,
+    title: str = "Mean image in template space",
+) -> None:
     """Draw slices of a mean image.
 
     Parameters
@@ -99,11 +106,13 @@ def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask:
         The file to write.
     mask : SpatialImage, optional
         The brain; the slices run through it.
+    title : str, default="Mean image in template space"
+        What it is the mean of.
     """
     mosaic = lay_out(image, mask)
     picture = mosaic.sample(image)
     top = float(picture.max()) or 1.0
-    canvas = Canvas(mosaic, "Mean image in template space")
+    canvas = Canvas(mosaic, title)
     canvas.add_picture(picture / top, caption=_count(count))
     canvas.add_frame()
     canvas.save(out_svg)
@@ -205,7 +214,7 @@ def _finish(axes: Axes) -> None:
     axes.ticklabel_format(axis="x", useOffset=False)
 
 
-def _save(figure: Figure, title: str, out_svg: str | PathLike) -> None:
+def save_figure(figure: Figure, title: str, out_svg: str | PathLike) -> None:
     """Write a figure as SVG whose bytes depend on the input alone."""
     buffer = io.StringIO()
     with mpl.style.context(["default", STYLE]):
