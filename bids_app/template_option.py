@@ -17,19 +17,22 @@ from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.derivatives.targets import tell_apart
+from mmln_pipeline.images.brain import Brain, check_size
 from mmln_pipeline.space.other_tools import check_libraries
 from mmln_pipeline.workflows import Scan, Target, fused_targets, targets_of
 
 SUBJECT = re.compile(r"sub-([0-9a-zA-Z]+)(?:_ses-([0-9a-zA-Z]+))?")
 
 
-def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
+def find_targets(config: Config, grid_shape: Sequence[int]) -> tuple[tuple[Target, ...], dict[str, str]]:
     """Find the templates of a run and load each of them, to check it.
 
     Parameters
     ----------
     config : Config
         Settings whose paths are checked.
+    grid_shape : sequence of 3 int
+        The network's grid, voxels of 1 mm.
 
     Returns
     -------
@@ -41,12 +44,14 @@ def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
     Raises
     ------
     UsageError
-        A template is unknown, missing or no brain, its mask or labels do not fit it, or atlases contradict
-        each other.
+        A template is unknown, missing, no brain or too small for a human's, its mask or labels do not fit it, or
+        atlases contradict each other.
     """
     try:
         sources = _list_sources(config)
         templates = [source.load() for source in sources]
+        for template in templates:
+            check_size(Brain(template.image, template.mask, name=f"template {template.name}"), grid_shape)
         for kind in config.write_formats:
             check_libraries(kind)
     except (ValueError, OSError) as error:

@@ -279,6 +279,11 @@ def test_an_option_given_twice_is_refused(capsys, options, advice):
     assert f"{options[0]}: given twice; {advice} (see" in one_error(capsys)
 
 
+def test_a_misspelt_level_is_answered_with_the_one_that_is_meant(capsys):
+    assert main(["raw", "out", "particpant"]) == 2
+    assert ": did you mean participant? (see" in one_error(capsys)
+
+
 def test_datasets_add_up(tmp_path):
     for name in ("one", "two", "three"):
         (tmp_path / name).mkdir()

@@ -148,7 +148,10 @@ def init_single_subject_wf(
         workflow.connect([
             (inputnode, template_wf, [(field, f"inputnode.{key}") for field, key in inputs[target.name].items()]),
             (preproc_wf, template_wf, [(f"outputnode.{key}", f"inputnode.{key}") for key in prepared]),
-            (reference_wf, template_wf, [("outputnode.t1w", "inputnode.t1w")]),
+            (reference_wf, template_wf, [
+                ("outputnode.t1w", "inputnode.t1w"),
+                ("outputnode.seconds", "inputnode.seconds_reference"),
+            ]),
             (reference_wf, template_wf, [(f"outputnode.{kind}", f"inputnode.t1w_{kind}") for kind in own]),
         ])  # fmt: skip
         parts[target.suffix] = template_wf

@@ -69,7 +69,7 @@ def init_template_wf(
         Where that came from, in words.
     t1w_dseg, t1w_lesion
         Its labels and its lesion mask (each only for a scan that has one).
-    seconds_brain, seconds_bias
+    seconds_reference, seconds_brain, seconds_bias
         Durations of the preprocessing, s (`seconds_bias` only with `bias_correction`).
     template
         Skull-stripped template image.
@@ -103,7 +103,8 @@ def init_template_wf(
     atlas, has_dseg, has_lesion = target.atlas, scan.has("dseg"), scan.has("lesion")
     names = derivative_paths(scan, target.name, atlas, formats=target.formats) | figure_paths(scan, target.name, atlas)
     keys = [key for key in names if not is_of_scan(key)]
-    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_reference", "seconds_brain"]
+    prepared += ["seconds_bias"] * bias_correction
     own = ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion
     template = ["template", "template_mask"]
     labels = ["template_dseg"] * bool(atlas)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from nibabel import Nifti1Image
+from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
 from mmln_pipeline.images.volumes import brain_mask
@@ -16,6 +18,8 @@ _DARK_AND_BRIGHT = 0.5, 99.5
 """Percentiles that stand for the darkest and the brightest voxels of a brain."""
 LOW_SHARE = 0.17
 """The one per the other of a stripped brain: the median of 19 training scans (0.12 to 0.22)."""
+HUMAN_SHARE = 0.02
+"""Share of the network's grid that a human brain fills at least (138 cm3; a newborn's has 350, a macaque's 90)."""
 _FEW = 0.01
 """Share of negative voxels that interpolation leaves in images that are not signed."""
 
@@ -79,6 +83,30 @@ class Brain:
     def outline(self) -> Nifti1Image:
         """The mask, or the one that the image shows (`brain_mask`)."""
         return brain_mask(self.intensities) if self.mask is None else self.mask
+
+
+def check_size(brain: Brain, grid_shape: Sequence[int]) -> None:
+    """Refuse a brain that is far too small for the network, before any work is done on it.
+
+    Parameters
+    ----------
+    brain : Brain
+        Fixed or moving.
+    grid_shape : sequence of 3 int
+        The network's grid, voxels of 1 mm.
+
+    Raises
+    ------
+    ValueError
+        If it fills less of the grid than any human brain: another species, or a wrong voxel size.
+    """
+    room_cm3 = np.prod(grid_shape) / 1000
+    found = np.count_nonzero(brain.inside) * float(np.prod(voxel_sizes(brain.image.affine))) / 1000
+    if found < HUMAN_SHARE * room_cm3:
+        raise ValueError(
+            f"{brain.name} image: expected a brain of at least {HUMAN_SHARE * room_cm3:.3g} cm3, found {found:.3g}: "
+            "look at the voxel size, the mask, and whose brain it is: the network knows no other species than humans"
+        )
 
 
 def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share: float = LOW_SHARE) -> Nifti1Image:

@@ -1,5 +1,6 @@
 """Nipype interface that makes one T1w image, with its mask and labels on its grid, of what a dataset holds."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ class _SubjectReferenceInputSpec(BaseInterfaceInputSpec):
 
 
 class _SubjectReferenceOutputSpec(TraitedSpec):
+    seconds = traits.Float(desc="duration of the step, s")
     out_file = File(exists=True, desc="the image itself, or the mean of several")
     out_mask = File(exists=True, desc="brain mask on its grid: what half of the masks mark; undefined without masks")
     out_dseg = File(exists=True, desc="labels on its grid, of the first image that has some; undefined without labels")
@@ -54,6 +56,7 @@ class SubjectReference(SimpleInterface):
         from mmln_pipeline.images.volumes import save_image
         from mmln_pipeline.space.transforms import Transform
 
+        start = time.perf_counter()
         self._folder = Path(runtime.cwd)
         companions = {kind: self._load_companions(kind) for kind in ("mask", "dseg", "lesion")}
         matrices = [np.eye(4)]
@@ -68,6 +71,7 @@ class SubjectReference(SimpleInterface):
             if images:
                 combined = self._combine(kind, images, matrices)
                 self._results[f"out_{kind}"] = str(save_image(combined, self._folder / f"{kind}.nii.gz"))
+        self._results["seconds"] = time.perf_counter() - start
         return runtime
 
     def _load_companions(self, kind):

@@ -46,12 +46,16 @@ class TopologyError(RuntimeError):
     """The warp folds and could not be repaired: the input was right, and yet there is no result to vouch for."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegistrationResult:
     """What a registration gives.
 
+    In a notebook a result shows its verdict, its main scores and three planes before and after.
+
     Attributes
     ----------
+    fixed, moving : Nifti1Image
+        The images that were registered, as they were given.
     moved : Nifti1Image
         The moving image on the fixed image's own grid, sampled once from the native moving image.
     moved_dseg : Nifti1Image or None
@@ -72,6 +76,8 @@ class RegistrationResult:
         the verdict on them (see `mmln_pipeline.scores.quality`).
     """
 
+    fixed: Nifti1Image
+    moving: Nifti1Image
     moved: Nifti1Image
     moved_dseg: Nifti1Image | None
     transform: Transform
@@ -80,6 +86,85 @@ class RegistrationResult:
     warp: DisplacementField
     jacobian: Nifti1Image
     metrics: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        from mmln_pipeline.registration.display import list_scores
+
+        verdict = (self.metrics.get("qc") or {}).get("verdict", "not judged")
+        scores = (f"{name} {value}" for name, value in list_scores(self.metrics).items())
+        size = "x".join(map(str, self.moved.shape))
+        return f"<RegistrationResult: {verdict}, {', '.join((*scores, f'on {size} voxels'))}>"
+
+    def _repr_html_(self) -> str:
+        from mmln_pipeline.registration.display import to_html
+
+        return to_html(self)
+
+    def plot(self, view: str = "moved", **settings: Any) -> Any:
+        """Draw the result with nilearn: the edges of the fixed image over the moving one, or the volume changes.
+
+        Parameters
+        ----------
+        view : {"moved", "before", "fixed", "log_jacobian"}, default="moved"
+            The moving image after registration or before it, the fixed image, or the log-Jacobian over it.
+        **settings
+            Go to nilearn's `plot_anat` (`plot_stat_map` for the log-Jacobian), such as `cut_coords` or `display_mode`.
+
+        Returns
+        -------
+        nilearn.plotting.displays.BaseSlicer
+            The display, to draw more on or to save (`display.savefig`).
+
+        Raises
+        ------
+        ValueError
+            If the view is another.
+        """
+        from mmln_pipeline.registration.display import plot
+
+        return plot(self, view, **settings)
+
+    def to_nitransforms(self) -> Any:
+        """Return `transform` as nitransforms has it: a dense field on the fixed image's grid.
+
+        Returns
+        -------
+        nitransforms.nonlinear.DenseFieldTransform
+            For `nitransforms.resampling.apply`; between the voxels of the fixed image it is interpolated linearly.
+
+        Raises
+        ------
+        ValueError
+            If nitransforms is not installed.
+        """
+        from mmln_pipeline.space.other_tools import to_nitransforms
+
+        return to_nitransforms(self.transform, self.fixed)
+
+    def to_torchio(self) -> Any:
+        """Return the result as a subject of TorchIO.
+
+        Returns
+        -------
+        torchio.Subject
+            Images `fixed`, `moved` and `jacobian`, and the label map `moved_dseg` where there is one; all on one grid.
+
+        Raises
+        ------
+        ValueError
+            If TorchIO is not installed.
+        """
+        from mmln_pipeline.images.objects import to_torchio
+
+        images = {"fixed": self.fixed, "moved": self.moved, "jacobian": self.jacobian}
+        return to_torchio(images, {"moved_dseg": self.moved_dseg} if self.moved_dseg else {})
+
+    @property
+    def before(self) -> Nifti1Image:
+        """The moving image on the fixed grid by `affine` alone: where the warp began."""
+        from mmln_pipeline.space.transforms import Transform
+
+        return Transform((self.affine,)).resample(self.moving, self.fixed, "linear")
 
     @property
     def log_jacobian(self) -> Nifti1Image:

@@ -25,7 +25,7 @@ from mmln_pipeline.fields import topology, warping
 from mmln_pipeline.fields.integration import correct_inverse, integrate, taper
 from mmln_pipeline.fields.jacobian import jacobian_determinant
 from mmln_pipeline.images import volumes
-from mmln_pipeline.images.brain import Brain
+from mmln_pipeline.images.brain import Brain, check_size
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
 from mmln_pipeline.machine.parallel import at_once
@@ -94,7 +94,7 @@ def run(
     Raises
     ------
     ValueError
-        If the model is unknown or the images do not overlap.
+        If the model is unknown, a brain is too small for a human's, or the images do not overlap.
     TopologyError
         If the warp still folds after the repair.
     """
@@ -103,6 +103,8 @@ def run(
     with clock.stage("load"):
         _prepare_machine(settings, device)
         model, card = loaded or weights.load_model(settings.model, device)
+    for brain in (pair.fixed, pair.moving):
+        check_size(brain, model.config.grid)
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):
         matrix = _linear_start(pair, settings)
@@ -305,7 +307,9 @@ def _resample(
             lambda: move("moved_dseg", pair.moving_dseg, "nearest"),
         )
     sampled = {name: image for part in parts for name, image in part.items()}
-    return sampled | {"transform": transform, "inverse": Transform([*linear_inverse, back]), "affine": matrix}
+    inputs = {"fixed": pair.fixed.image, "moving": pair.moving.image}
+    transforms = {"transform": transform, "inverse": Transform([*linear_inverse, back]), "affine": matrix}
+    return inputs | sampled | transforms
 
 
 def _score(

@@ -36,7 +36,7 @@ INTERPOLATORS = {
 _EXACT = 2**53  # beyond it ITK, which computes in double precision, changes whole numbers
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Transform:
     """A chain of affines and displacement fields, in RAS+ mm.
 
@@ -52,6 +52,10 @@ class Transform:
         fields = DisplacementField, InverseField
         parts = (part if isinstance(part, fields) else check_affine(part, "affine") for part in self.parts)
         object.__setattr__(self, "parts", tuple(parts))
+
+    def __repr__(self) -> str:
+        parts = ("affine" if isinstance(part, np.ndarray) else repr(part).strip("<>") for part in self.parts)
+        return f"<Transform: {', then '.join(parts) or 'identity'}>"
 
     def inverse(self) -> Transform:
         """Return the mapping back: affines inverted exactly, fields point by point."""
