@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,8 @@ import psutil
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_path, read_toml
 from mmln_pipeline.cli.option_arguments import add_options, reader
+from mmln_pipeline.cli.strict_parser import StrictParser
+from mmln_pipeline.machine.options import suggest
 
 PATHS = (
     "bids_dir",
@@ -40,21 +41,16 @@ class UsageError(ValueError):
     """Wrong usage or input, found before any work: one line, exit code 2."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(StrictParser):
     """Parser whose errors are one line."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}{self._guess(message)} (see {self.prog} --help)\n")
 
     def _guess(self, message: str) -> str:
-        """Return the option, or the word, that may be meant by an unknown one."""
-        _, is_unknown, words = message.partition("unrecognized arguments: ")
-        name = words.split("=")[0].split(" ")[0]
-        meant = get_close_matches(name, self._option_string_actions, 1) if is_unknown and name.startswith("-") else []
+        """Return the word that may be meant by one that is no choice."""
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if wrong:
-            meant = get_close_matches(wrong[1], re.findall(r"[\w-]+", wrong[2]), 1)
-        return f": did you mean {meant[0]}?" if meant else ""
+        return suggest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +68,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Register the T1-weighted images of a BIDS dataset to a template with the MMLN network.",
         epilog="example:\n"
         "  mmln-bids /data/raw /data/derivatives/mmln participant --participant-label 01 -w /scratch/work\n"
-        "  mmln-bids /data/raw /data/derivatives/mmln group\n\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln group\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln template --template-name mystudy\n\n"
         "exit codes: 0 all subjects done, 1 some failed, 2 wrong usage or input",
     )
     parser.add_argument("bids_dir", type=reader(parse_path), metavar="BIDS_DIR", help="root of the raw BIDS dataset")
@@ -83,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     for title, names in {
         "what to register": SECTIONS["what"],
         "how to register": SECTIONS["how"],
+        "study template (level template)": SECTIONS["study"],
         "machine": SECTIONS["machine"],
         "run": (*SECTIONS["run"], *ONCE, "verbose"),
     }.items():
@@ -164,8 +162,9 @@ def _complete(settings: dict) -> dict:
     """Clean labels, make paths absolute, and fill in what depends on this machine."""
     settings["participant_label"] = _strip(settings.get("participant_label", ()), "sub-")
     settings["session_label"] = _strip(settings.get("session_label", ()), "ses-")
-    derivatives = _by_name(settings.get("derivatives", {}))
+    derivatives = _by_name("derivatives", settings)
     settings["derivatives"] = {name: path.expanduser().resolve() for name, path in derivatives.items()}
+    settings["dataset_uri"] = _by_name("dataset_uri", settings)
     settings.setdefault("nprocs", _available_processors())
     settings.setdefault("omp_nthreads", min(settings["nprocs"], 8))
     settings.setdefault("mem_gb", round(0.9 * _total_memory_gb(), 1))
@@ -188,14 +187,16 @@ def _read_config_file(path: Path) -> dict[str, object]:
         raise UsageError(str(error)) from error
 
 
-def _by_name(datasets: Mapping[str, Path] | Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    """Return datasets by their names; two of one name are an error."""
-    pairs = list(datasets.items()) if isinstance(datasets, Mapping) else list(datasets)
+def _by_name(option: str, settings: Mapping) -> dict:
+    """Return an option's values by the names of their datasets; two of one name are an error."""
+    given = settings.get(option, {})
+    pairs = list(given.items()) if isinstance(given, Mapping) else list(given)
     names = [name for name, _ in pairs]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        paths = " and ".join(str(path) for name, path in pairs if name == twice[0])
-        raise UsageError(f"--derivatives {twice[0]}: names two datasets, {paths}: give each its own name, NAME=PATH")
+        found = " and ".join(str(value) for name, value in pairs if name == twice[0])
+        flag = f"--{option.replace('_', '-')}"
+        raise UsageError(f"{flag} {twice[0]}: given twice, as {found}: give each dataset its own name")
     return dict(pairs)
 
 

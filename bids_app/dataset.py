@@ -6,7 +6,7 @@ from pathlib import Path
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import Method
-from mmln_pipeline.bids_app.description import makers_of, read_description
+from mmln_pipeline.bids_app.description import BIDS_VERSION, describe_container, makers_of, read_description
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_text, to_json
@@ -121,23 +121,29 @@ def list_reports(root: Path) -> list[str]:
 
 def _describe(config: Config, method: Method) -> dict:
     """Compose the dataset's description; links of earlier runs stay, since their sidecars use them."""
-    links = _read_description(config.output_dir).get("DatasetLinks", {})
-    links |= {name: root.as_uri() for name, root in method.provenance.links.items()}
+    roots = method.provenance.links
+    links = {name: config.dataset_uri.get(name, root.as_uri()) for name, root in roots.items()}
+    maker = {
+        "Name": NAME,
+        "Version": __version__,
+        "Description": f"Registration of T1-weighted images to {method.all_templates}",
+    }
+    container = describe_container()
     return {
         "Name": "MMLN registration",
-        "BIDSVersion": _read_description(config.bids_dir).get("BIDSVersion", "1.10.0"),
+        "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [
-            {
-                "Name": NAME,
-                "Version": __version__,
-                "Description": f"Registration of T1-weighted images to {method.all_templates}",
-            }
-        ],
-        "SourceDatasets": [{"URL": root.as_uri()} for root in method.provenance.links.values()],
-        "DatasetLinks": links,
+        "GeneratedBy": [maker | ({"Container": container} if container else {})],
+        "SourceDatasets": [{"URL": links[name], **_doi(root)} for name, root in roots.items()],
+        "DatasetLinks": _read_description(config.output_dir).get("DatasetLinks", {}) | links,
         "HowToAcknowledge": f"Please cite the works listed in {filenames.CITATION}.",
     }
+
+
+def _doi(root: Path) -> dict[str, str]:
+    """Return the DOI that a dataset says it has."""
+    doi = _read_description(root).get("DatasetDOI")
+    return {"DOI": doi} if isinstance(doi, str) and doi else {}
 
 
 def _read_description(root: Path) -> dict:

@@ -1,12 +1,16 @@
 """The file that describes a dataset, `dataset_description.json`."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.derivatives.filenames import DESCRIPTION
 from mmln_pipeline.machine.files import why_unreadable
+
+BIDS_VERSION = "1.11.0"
+"""Version of BIDS that outputs follow."""
 
 
 def read_description(root: Path, mend: str = "add it") -> dict:
@@ -49,3 +53,28 @@ def makers_of(description: Mapping) -> list[str]:
     return (
         [str(entry.get("Name")) for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
     )
+
+
+def describe_container(environment: Mapping[str, str] = os.environ) -> dict[str, str] | None:
+    """Say which container image this program runs in, as `GeneratedBy` has it; None outside of containers.
+
+    Parameters
+    ----------
+    environment : mapping of str to str, default os.environ
+        Variables: our images set `MMLN_IMAGE`, Apptainer and Singularity set theirs.
+
+    Examples
+    --------
+    >>> describe_container({"MMLN_IMAGE": "mmln-pipeline:1.0.0"})
+    {'Type': 'docker', 'Tag': 'mmln-pipeline:1.0.0'}
+    >>> describe_container({"APPTAINER_CONTAINER": "/project/mmln.sif"})
+    {'Type': 'apptainer', 'URI': 'file:///project/mmln.sif'}
+    """
+    image = environment.get("MMLN_IMAGE")
+    tag = {"Tag": image} if image else {}
+    for kind in ("apptainer", "singularity"):
+        path = environment.get(f"{kind.upper()}_CONTAINER")
+        if path:
+            uri = {"URI": Path(path).as_uri()} if Path(path).is_absolute() else {}
+            return {"Type": kind, **tag, **uri}
+    return {"Type": "docker", **tag} if tag else None

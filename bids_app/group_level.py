@@ -18,6 +18,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames, sidecars
 from mmln_pipeline.group.agreement import label_agreement
 from mmln_pipeline.group.averaging import Average, average_images
+from mmln_pipeline.group.volume_table import join_volumes
 from mmln_pipeline.images.volumes import normalize_intensity, save_image
 from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
 from mmln_pipeline.reporting.contact_sheet import Thumbnails
@@ -52,15 +53,16 @@ def run_group(config: Config) -> int:
             raise UsageError(f"--{name.replace('_', '-')}: belongs to the participant level")
     check_paths(config)
     check_output_dataset(config.output_dir)
+    names = config.output_spaces if config.is_spaces_only else (config.template, *config.output_spaces)
     try:
-        template = template_name(config.template)
+        found = {template: find_results(config, template) for template in map(template_name, names)}
     except ValueError as error:
         raise UsageError(str(error)) from error
-    results = find_results(config, template)
-    if config.dry_run:
-        print(describe_plan(config, template, results))
-        return 0
-    write_group(config, template, results)
+    for template, results in found.items():
+        if config.dry_run:
+            print(describe_plan(config, template, results))
+        else:
+            write_group(config, template, results)
     return 0
 
 
@@ -81,11 +83,14 @@ def write_group(config: Config, template: str, results: Results) -> None:
     thumbnails = Thumbnails()
     t1w = average_images(results.images["t1w_std"], normalize_intensity, thumbnails.add)
     log_jacobian = average_images(results.images["log_jacobian"])
-    missing = [*results.missing, *_name_refused(results, t1w, log_jacobian)]
+    volumes, unread = join_volumes(results.volumes)
+    missing = [*results.missing, *_name_refused(results, t1w, log_jacobian), *sorted(unread.items())]
     write_bidsignore(root)
     _write_images(root, template, results, t1w, log_jacobian)
     table_name, page_name, sheet_name = _group_names(root, template)
     put_text(table.to_tsv(), root / table_name)
+    if len(volumes):
+        put_text(volumes.to_csv(sep="\t", index=False, lineterminator="\n"), root / filenames.GROUP_VOLUMES)
     reports = {scan: filenames.report_name(scan.split("_")[0].removeprefix("sub-")) for scan in table.rows}
     write_group_report(
         root / page_name,
@@ -150,6 +155,7 @@ def describe_plan(config: Config, template: str, results: Results) -> str:
         Lines for the terminal.
     """
     names = [*filenames.group_paths(template).values(), *_group_names(config.output_dir, template)]
+    names += [filenames.GROUP_VOLUMES] * any(results.volumes.values())
     lines = [f"Would sum up {len(results.records)} images registered to {template} in {config.output_dir}:"]
     lines += list(results.records)
     lines += [f"{name}: {reason}" for name, reason in results.missing]

@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from mmln_pipeline.bids_app.output_spaces import parse_space, parse_spaces
 from mmln_pipeline.linear.choices import REFERENCES, SKULL_STRIP
 from mmln_pipeline.machine import toml
 from mmln_pipeline.machine.options import (
@@ -29,12 +30,15 @@ SECTIONS = {
         "session_label",
         "bids_filter_file",
         "derivatives",
+        "dataset_uri",
+        "apply_to",
         "subject_anatomical_reference",
         "bids_database_dir",
         "skip_bids_validation",
     ),
     "how": (
         "template",
+        "output_spaces",
         "template_mask",
         "template_dseg",
         "skull_strip",
@@ -48,12 +52,18 @@ SECTIONS = {
         "random_seed",
         "sloppy",
     ),
+    "study": ("template_name", "template_iterations", "template_resolution"),
     "machine": ("nprocs", "omp_nthreads", "mem_gb", "device", "use_plugin", "low_mem"),
     "run": ("work_dir", "stop_on_first_crash", "resource_monitor", "write_graph"),
 }
 """Settings that a TOML file holds, by section; flags of one run only (such as `--dry-run`) are left out."""
 
-LEVELS = "participant: register images; group: sum up finished results (scores, outliers, mean images)"
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
+"""A scheme and what it leads to (RFC 3986)."""
+LEVELS = (
+    "participant: register images; group: sum up finished results (scores, outliers, mean images); template: make a"
+    " template of the images"
+)
 UNITS_GB = {"": 1.0, "k": 1e-6, "m": 1e-3, "g": 1.0, "t": 1e3}
 
 
@@ -106,6 +116,20 @@ def parse_dataset(text: str) -> tuple[str, Path]:
     return name, Path(path).resolve()
 
 
+def parse_uri(text: str) -> tuple[str, str]:
+    """Read NAME=URI.
+
+    Examples
+    --------
+    >>> parse_uri("raw=https://doi.org/10.18112/openneuro.ds000030.v1.0.0")
+    ('raw', 'https://doi.org/10.18112/openneuro.ds000030.v1.0.0')
+    """
+    name, _, uri = text.partition("=")
+    if not name or not URI.fullmatch(uri):
+        raise ValueError(f"expected NAME=URI, such as raw=https://doi.org/..., found {text!r}")
+    return name, uri
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of one run of the BIDS App.
@@ -125,7 +149,9 @@ class Config:
 
     bids_dir: Path
     output_dir: Path
-    analysis_level: str = option("participant", words=("participant", "group"), flags=("analysis_level",), help=LEVELS)
+    analysis_level: str = option(
+        "participant", words=("participant", "group", "template"), flags=("analysis_level",), help=LEVELS
+    )
     participant_label: tuple[str, ...] = option(
         (), metavar="LABEL", command={"nargs": "+"}, help="subjects, with or without sub- (default: all)"
     )
@@ -150,6 +176,26 @@ class Config:
             )
         },
     )
+    dataset_uri: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "option": Option(
+                flags=("--dataset-uri",),
+                metavar="NAME=URI",
+                read=parse_uri,
+                command={"nargs": "+", "action": "extend"},
+                help="where BIDS_DIR (NAME raw) and --derivatives really are, for dataset_description.json (default:"
+                " the folders as this run sees them, which in a container are none of the host's)",
+            )
+        },
+    )
+    apply_to: tuple[str, ...] = option(
+        (),
+        metavar="ENDING",
+        command={"nargs": "+"},
+        help="images, series and surfaces of --derivatives to bring to the template, by how their names end: bold,"
+        " desc-preproc_bold, T2w, pial; images say space-T1w in their names, surfaces that or no space",
+    )
     subject_anatomical_reference: str = option(
         "sessionwise",
         words=("sessionwise", *REFERENCES),
@@ -169,6 +215,14 @@ class Config:
         "[:res-N]), a NIfTI file, sub-LABEL[_ses-LABEL] (that image of the dataset, with its mask and labels from -d),"
         " or a table (.tsv) of several atlases with the columns name, image, mask, dseg, dseg_tsv: all images are"
         " registered to each, and the labels fused",
+    )
+    output_spaces: tuple[str, ...] = option(
+        (),
+        metavar="SPACE",
+        read=parse_space,
+        command={"nargs": "+"},
+        help="templates as fMRIPrep names them, NAME[:cohort-X][:res-N], one or several, in the place of the default of"
+        " --template or beside another",
     )
     template_mask: Path | None = option(
         None,
@@ -215,6 +269,13 @@ class Config:
     )
     random_seed: int = same_option(Settings, "random_seed")
     sloppy: bool = option(False, help="low quality, for tests: rigid, no bias correction, no refinement")
+    template_name: str = option(
+        "study", free=True, metavar="NAME", help="what the template of the group is called; letters and digits"
+    )
+    template_iterations: int = option(
+        4, lowest=1, metavar="N", help="how many times the images are registered to their mean"
+    )
+    template_resolution: float = option(1.0, above=0.0, metavar="MM", help="its voxel size, mm")
     nprocs: int = option(1, lowest=1, metavar="N", help="processors in all (default: those available)")
     omp_nthreads: int = option(1, lowest=1, metavar="N", help="threads of one step (default: nprocs, at most 8)")
     mem_gb: float = option(
@@ -252,12 +313,25 @@ class Config:
         check_options(self)
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
+        object.__setattr__(self, "output_spaces", parse_spaces(self.output_spaces))
+        object.__setattr__(self, "apply_to", tuple(self.apply_to))
+        if self.is_spaces_only and (self.template_mask or self.template_dseg):
+            raise ValueError("output_spaces: template_mask and template_dseg belong to --template: give that too")
         for name in self.write_formats:
             if name not in OTHER_FORMATS:
                 raise ValueError(f"write_formats: expected {' or '.join(OTHER_FORMATS)}, found {name!r}")
         for name in self.derivatives:  # part of the sources' BIDS URIs, where "raw" is the raw dataset
             if name == "raw" or not re.fullmatch("[0-9A-Za-z_-]+", name):
                 raise ValueError(f"derivatives: expected names of letters, digits, _ and -, not raw; found {name!r}")
+        known = ("raw", *self.derivatives)
+        for name in self.dataset_uri:
+            if name not in known:
+                raise ValueError(f"dataset_uri: expected the name of a dataset ({', '.join(known)}), found {name!r}")
+
+    @property
+    def is_spaces_only(self) -> bool:
+        """Whether the templates are those of `output_spaces` alone: `template` was left as it is."""
+        return bool(self.output_spaces) and self.template == find_field(Config, "template").default
 
     def registration(self) -> dict[str, Any]:
         """Return the settings of each registration, by their names in `Settings`; threads are the scheduler's."""

@@ -1,7 +1,9 @@
-"""The work directory: one run at a time, since Nipype empties a step's folder before it begins it."""
+"""The work directory: one run at a time, since Nipype empties a step's folder before it begins it; scratch files."""
 
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +23,7 @@ LOCK = ".mmln-bids.lock"
 
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a work directory.
+    """Keep other runs out of a work directory, and temporary files in it.
 
     Two runs in one folder delete what the other one computes in, and torch (MKL) ends a process whose folder is gone.
     File systems that know no locks are used without.
@@ -53,7 +55,40 @@ def sole_use(folder: Path) -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
+        with temporary_files(folder):
+            yield
+
+
+@contextmanager
+def temporary_files(folder: Path) -> Iterator[None]:
+    """Let this process and those that it starts keep temporary files below a folder, until they are done.
+
+    Where `TMPDIR` is set, it says where they go, and where the folder cannot be written to, the system does. A home
+    that cannot be written to, as in containers, is no place for matplotlib's cache either.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    """
+    if os.environ.get("TMPDIR") or not os.access(folder, os.W_OK):
         yield
+        return
+    # No "-" in the name: NiReports would take what stands before it for a BIDS entity.
+    scratch = tempfile.mkdtemp(prefix=".tmp", dir=folder)
+    changed = {"TMPDIR": scratch}
+    if not os.access(Path.home(), os.W_OK) and "MPLCONFIGDIR" not in os.environ:
+        changed["MPLCONFIGDIR"] = scratch
+    before = tempfile.tempdir
+    os.environ |= changed
+    tempfile.tempdir = scratch
+    try:
+        yield
+    finally:
+        for name in changed:
+            del os.environ[name]
+        tempfile.tempdir = before
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager

@@ -174,7 +174,7 @@ def write_dataset(image: Nifti1Image, bids_dir: Path) -> Path:
     Path
         The image's file.
     """
-    description = {"Name": "One simulated brain", "BIDSVersion": "1.10.0", "DatasetType": "raw"}
+    description = {"Name": "One simulated brain", "BIDSVersion": "1.11.0", "DatasetType": "raw"}
     write_text(bids_dir / "dataset_description.json", json.dumps(description, indent=2) + "\n")
     write_text(bids_dir / "README", README)
     stem = bids_dir / SUBJECT / "anat" / f"{SUBJECT}_T1w"

@@ -169,7 +169,7 @@ def test_makers_of_any_shape(growing, command, capsys):
     root, _ = growing
     write_names(root / "m", "sub-01/anat/sub-01_desc-brain_mask.nii.gz", kind="derivative", image=mask())
     for makers in ("me", [], [1], [{"Version": "1"}]):
-        content = {"Name": "m", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": makers}
+        content = {"Name": "m", "BIDSVersion": "1.11.0", "DatasetType": "derivative", "GeneratedBy": makers}
         (root / "m/dataset_description.json").write_text(json.dumps(content))
         code = command("-d", f"m={root / 'm'}", "--dry-run", bids=root / "raw")
         assert code == 0 or str(root / "m/dataset_description.json") in one_error(capsys)

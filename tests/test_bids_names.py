@@ -8,7 +8,7 @@ import nibabel as nb
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_bids import list_results, make_brain, one_error, settings, snapshot, write_image
+from tiny_bids import list_results, make_brain, one_error, override, settings, snapshot, write_image
 
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.interfaces.saving import SaveDerivative
@@ -31,9 +31,9 @@ def shared(finished, place, tmp_path_factory):
     (root / "tpl-other_seg-core_dseg.tsv").write_text("index\tname\n1\tKernel\n")
 
     def run(*options, level="participant"):
-        arguments = [place / "raw", out, level, "-w", root / "work", *settings(place), "--participant-label", "02"]
-        arguments += ["--template", root / "tpl-other_T1w.nii.gz", "--template-dseg", dseg]
-        arguments += ["-d", f"labels={place / 'labels'}", *options]
+        other = ["--participant-label", "02", "--template", root / "tpl-other_T1w.nii.gz", "--template-dseg", dseg]
+        chosen = override(override(settings(place), other), options)
+        arguments = [place / "raw", out, level, "-w", root / "work", *chosen, "-d", f"labels={place / 'labels'}"]
         return main([str(argument) for argument in arguments])
 
     before = snapshot(out)

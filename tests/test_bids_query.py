@@ -242,7 +242,7 @@ def test_two_datasets_of_one_name(place, command, tmp_path, capsys, datasets):
     options = ["-d", "x={0}", *datasets] if datasets[0] == "-d" else ["-d", *datasets]
     assert command(*(option.format(tmp_path / "one", tmp_path / "two") for option in options)) == 2
     line = one_error(capsys)
-    assert "--derivatives x: names two datasets" in line and str(tmp_path / "two") in line
+    assert "--derivatives x: given twice" in line and str(tmp_path / "two") in line
 
 
 # ----------------------------------------------------------------------------------------- lesion masks

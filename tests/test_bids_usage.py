@@ -14,7 +14,8 @@ from tiny_bids import describe, list_files, one_error, write_image
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.machine.home import ensure_home
+from mmln_pipeline.bids_app.work_folder import sole_use, temporary_files
+from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import MAX_SEED
 
@@ -47,6 +48,9 @@ from mmln_pipeline.registration.settings import MAX_SEED
         (["--config-file", ""], "--config-file: expected a path, found ''"),
         (["--template-mask", ""], "--template-mask: expected a path, found ''"),
         (["-d", "labels="], "expected a folder, found ''"),
+        (["--dataset-uri", "raw=/data"], "--dataset-uri: expected NAME=URI, such as raw=https://doi.org/..., found"),
+        (["--dataset-uri", "x=file:///data"], "dataset_uri: expected the name of a dataset (raw), found 'x'"),
+        (["--dataset-uri", "raw=file:///a", "raw=file:///b"], "--dataset-uri raw: given twice, as file:///a and"),
         (["--use-plugin", "/no/plugin.toml"], "--use-plugin /no/plugin.toml: no such file"),
         (["--no-such-option"], "--no-such-option"),
     ],
@@ -113,8 +117,17 @@ def test_an_account_without_a_home(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setenv("HOME", "")
-    ensure_home()
+    prepare_environment()
     assert os.environ["HOME"] == tempfile.gettempdir()
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_the_user_wants_otherwise(monkeypatch, before, after):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    prepare_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == after
 
 
 @pytest.mark.parametrize("inside", ["", "sub-01", "out", "derivatives"])
@@ -238,6 +251,7 @@ def test_sloppy(place):
         (["--resource-monitor"], "resource_monitor", True),
         (["--bids-filter-file", "/f.json"], "bids_filter_file", Path("/f.json")),
         (["-vv"], "verbose", 2),
+        (["--dataset-uri", "raw=file:///project/raw"], "dataset_uri", {"raw": "file:///project/raw"}),
     ],
 )
 def test_options_become_settings(options, name, value):
@@ -249,12 +263,25 @@ def test_options_become_settings(options, name, value):
 )
 def test_the_option_that_was_meant_is_named(capsys, typed, meant):
     assert main(["/raw", "/out", "participant", typed]) == 2
-    assert f"unrecognized arguments: {typed}: did you mean {meant}? (see" in one_error(capsys)
+    assert f"unknown option {typed.split('=')[0]}; did you mean {meant}? (see" in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--mem", "8GB", "--mem_mb", "9000"], "it takes one value"),
+        (["--refine", "5", "--nprocs", "2", "--refine=6"], "it takes one value"),
+        (["--participant-label", "01", "--participant_label", "02"], "give all its values at once"),
+    ],
+)
+def test_an_option_given_twice_is_refused(capsys, options, advice):
+    assert main(["/raw", "/out", "participant", *options]) == 2
+    assert f"{options[0]}: given twice; {advice} (see" in one_error(capsys)
 
 
 def test_a_misspelt_level_is_answered_with_the_one_that_is_meant(capsys):
     assert main(["raw", "out", "particpant"]) == 2
-    assert ": did you mean participant? (see" in one_error(capsys)
+    assert "; did you mean participant? (see" in one_error(capsys)
 
 
 def test_datasets_add_up(tmp_path):
@@ -295,6 +322,7 @@ def other_value(item):
         Path | None: Path("/a path"),
         tuple[str, ...]: ("01", "02"),
         Mapping[str, Path]: {"labels": Path("/lab els"), "masks": Path("/m")},
+        Mapping[str, str]: {"raw": "https://example.org/raw"},
     }
     value = known[item.type]
     return not item.default if item.type is bool else value
@@ -311,3 +339,25 @@ def test_toml_keeps_every_setting(tmp_path):
     plain = replace(config, sloppy=False)  # which would change other settings
     path.write_text(plain.to_toml(), encoding="utf-8")
     assert parse_args(["/raw", "/out", "participant", "--config-file", str(path)]) == plain
+
+
+# ------------------------------------------------------------------------------- temporary files
+
+
+def test_temporary_files_lie_in_the_work_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)  # a home that is read-only
+    before = tempfile.gettempdir()
+    with sole_use(tmp_path):
+        scratch = Path(tempfile.gettempdir())
+        assert scratch.parent == tmp_path and "-" not in scratch.name
+        assert os.environ["TMPDIR"] == os.environ["MPLCONFIGDIR"] == str(scratch)
+    assert tempfile.gettempdir() == before and not scratch.exists()
+    assert not {"TMPDIR", "MPLCONFIGDIR"} & set(os.environ)
+
+
+def test_temporary_files_stay_where_the_user_wants_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", "/elsewhere")
+    with temporary_files(tmp_path):
+        assert os.environ["TMPDIR"] == "/elsewhere" and not list(tmp_path.iterdir())

@@ -28,9 +28,26 @@ from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
-# Options of Apptainer, Docker, pip and SLURM that the pages mention.
+# Options of Apptainer, Docker, pip, SLURM and torchrun that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
-FOREIGN |= {"--cpus-per-task", "--time", "--gres", "--partition", "--job-name", "--output", "--bind", "--wrap"}
+FOREIGN |= {
+    "--max-restarts",
+    "--no-python",
+    "--nnodes",
+    "--nproc-per-node",
+    "--ntasks-per-node",
+    "--build-arg",
+    "--read-only",
+    "--containall",
+    "--cpus-per-task",
+    "--time",
+    "--gres",
+    "--partition",
+    "--job-name",
+    "--output",
+    "--bind",
+    "--wrap",
+}
 
 
 # ------------------------------------------------------------------------------------------------ tutorial
@@ -167,7 +184,10 @@ def list_names(scan, spaced):
             filenames.GROUP_TABLE,
             filenames.GROUP_REPORT,
             filenames.GROUP_SHEET,
+            filenames.GROUP_VOLUMES,
         ),
+        *filenames.study_template_paths("NAME", has_dseg=True).values(),
+        *(filenames.template_description("NAME"), filenames.template_label_table("NAME")),
         *(filenames.report_name("X"), filenames.atlas_table_name("ATLAS")),
     ]
     return {re.sub(r"^sub-X/.*/sub-X(_run-\d+)?_", "..._", path) for path in paths}
@@ -175,7 +195,8 @@ def list_names(scan, spaced):
 
 def test_every_output_is_on_the_page():
     run = Scan("X", None, Path("sub-X_run-1_T1w.nii.gz"), dseg=Path("dseg.nii.gz"), lesion=Path("lesion.nii.gz"))
-    scan = Scan("X", None, run.t1w, run.mask, run.dseg, run.lesion, others=(run,))
+    bold = Path("fmriprep/sub-X/func/sub-X_task-rest_space-T1w_desc-preproc_bold.nii.gz")
+    scan = Scan("X", None, run.t1w, run.mask, run.dseg, run.lesion, along=(bold,), others=(run,))
     names = list_names(scan, spaced=False) | list_names(scan, spaced=True)
     text = PAGES["outputs"]
     assert [name for name in sorted(names) if f"| `{name}` |" not in text] == []

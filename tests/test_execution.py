@@ -215,6 +215,11 @@ def test_short_memory_is_told_in_the_same_words(error):
     assert error.split(": ")[-1][:20] in cause
 
 
+def test_a_job_out_of_memory_is_told_in_the_words_of_its_scheduler():
+    told = "SLURM job 7 on n1 ran out of memory: ask for more by --mem= in sbatch_args; its log: slurm-7.out"
+    assert find_cause(f"Traceback (most recent call last):\n  File 'x', line 1\nChildProcessError: {told}\n") == told
+
+
 def test_a_registration_on_a_gpu_leaves_processors_to_others():
     (gpu, cpu) = (
         init_registration_wf(device=device, omp_nthreads=8).get_node("registration") for device in ("cuda", "cpu")

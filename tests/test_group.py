@@ -21,6 +21,7 @@ from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.group.averaging import average_images
 from mmln_pipeline.group.statistics import RunningMoments, robust_distances
+from mmln_pipeline.group.volume_table import join_volumes
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, page_rows
 from mmln_pipeline.reporting.page import write_subject_report
 
@@ -41,7 +42,7 @@ VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
 
 
 def describe(folder, kind):
-    content = {"Name": "made up", "BIDSVersion": "1.10.0", "DatasetType": kind}
+    content = {"Name": "made up", "BIDSVersion": "1.11.0", "DatasetType": kind}
     if kind == "derivative":
         content["GeneratedBy"] = [{"Name": "mmln-pipeline"}]
     folder.mkdir(parents=True)
@@ -200,6 +201,23 @@ def test_running_moments_are_those_of_all_arrays_at_once(rng):
         moments.add(arrays[0].T)
     with pytest.raises(ValueError, match="at least 2 arrays, found 0"):
         _ = RunningMoments(SHAPE).sd
+
+
+def test_volumes_of_all_images_come_into_one_table(tmp_path):
+    names = {"sub-01": ("A", "fused"), "sub-02_ses-x": ("A",)}
+    paths = {
+        scan: [tmp_path / f"{scan}_space-T1w_seg-{atlas}_volumes.tsv" for atlas in own] for scan, own in names.items()
+    }
+    for path in [path for own in paths.values() for path in own]:
+        path.write_text("index\tname\tvoxels\tvolume_mm3\n1\tn/a\t7\t7.5\n2\tCore\t3\t3.25\n")
+    paths["sub-02_ses-x"].append(tmp_path / "sub-02_ses-x_space-T1w_seg-B_volumes.tsv")
+    paths["sub-02_ses-x"][1].write_text("index\tname\n1\tCore\n")
+    table, refused = join_volumes(paths)
+    assert table["atlas"].tolist() == ["A", "A", "fused", "fused", "A", "A"]
+    assert table["session_id"].tolist()[-1] == "ses-x" and table["participant_id"].tolist()[0] == "sub-01"
+    assert table["name"].tolist()[:2] == ["n/a", "Core"] and table["volume_mm3"].sum() == 3 * 10.75
+    assert list(refused) == ["sub-02_ses-x_space-T1w_seg-B_volumes.tsv"]
+    assert not len(join_volumes({"sub-01": []})[0])
 
 
 def test_robust_distances_of_normal_numbers_are_standard_scores(rng):

@@ -36,7 +36,7 @@ def write_image(image, path):
 
 
 def describe(folder, kind="raw"):
-    content = {"Name": "tiny", "BIDSVersion": "1.10.0", "DatasetType": kind}
+    content = {"Name": "tiny", "BIDSVersion": "1.11.0", "DatasetType": kind}
     if kind == "derivative":
         content["GeneratedBy"] = [{"Name": "hand"}]
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,13 +73,19 @@ def settings(place):
     return [*tiny, "--refine", "0", "--nprocs", "1", "--device", "cpu"]
 
 
+def override(settings, options):
+    """Settings, each an option and its value, without those that are given otherwise, and the options that do."""
+    pairs = zip(settings[::2], settings[1::2], strict=True)
+    return [*(part for pair in pairs if pair[0] not in options for part in pair), *options]
+
+
 @pytest.fixture
 def command(place, tmp_path):
     """A function that runs the app on the tiny dataset in one process, and returns its exit code."""
 
     def run(*options, bids="raw", output=None):
         folders = [place / bids, output or tmp_path / "out", "participant", "-w", tmp_path / "work"]
-        return main([str(part) for part in (*folders, *settings(place), *options)])
+        return main([str(part) for part in (*folders, *override(settings(place), options))])
 
     return run
 

@@ -77,7 +77,7 @@ def init_mmln_wf(
     loaders = {}
     for field, target in inputs.items():
         setattr(inputnode.inputs, field, target.source.image)
-        loaders[target.name] = _load(target, name=f"load_{field}")
+        loaders[target.name] = make_template_node(target, name=f"load_{field}")
         workflow.connect(inputnode, field, loaders[target.name], "template")
     for scan in scans:
         own = targets_of(scan, targets)
@@ -108,7 +108,7 @@ def _cite(target: Target) -> str:
     return f"{origin} {'[@nilearn]' if target.source.image == EMBEDDED else '[@templateflow]'}"
 
 
-def _load(target: Target, name: str) -> pe.Node:
+def make_template_node(target: Target, name: str) -> pe.Node:
     """Return the node that loads a target's template."""
     load_template = pe.Node(LoadTemplate(checksum=target.checksum), name=name, mem_gb=1)
     for key in ("mask", "dseg"):

@@ -27,7 +27,8 @@ def init_reference_wf(*, scan: Scan, random_seed: int = 0, name: str = "referenc
     t1w
         T1-weighted images, the first one first.
     mask, dseg, lesion
-        Brain mask, labels and lesion mask of each image, or an empty string (each only for a scan that has any).
+        Brain mask, labels and lesion mask of each image, or an empty string (each only for a scan that has any); a list
+        of two lesion masks, one a hemisphere, is joined.
 
     Outputs
     -------
@@ -49,6 +50,11 @@ def init_reference_wf(*, scan: Scan, random_seed: int = 0, name: str = "referenc
     inputnode.inputs.t1w = [str(image.t1w) for image in scan.images]
     for kind in companions:
         setattr(inputnode.inputs, kind, [str(getattr(image, kind) or "") for image in scan.images])
+    if scan.has("lesion_other"):
+        inputnode.inputs.lesion = [
+            [str(image.lesion), str(image.lesion_other)] if image.lesion_other else str(image.lesion or "")
+            for image in scan.images
+        ]
 
     reference = pe.Node(
         SubjectReference(kind=scan.reference, random_seed=random_seed), name="reference", mem_gb=1 + len(scan.images)

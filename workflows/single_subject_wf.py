@@ -91,6 +91,8 @@ def init_single_subject_wf(
         Atlas labels on the T1w grid, their volumes and their figure (only of a target with labels).
     dseg_std, lesion_std
         The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    along_N
+        What the scan brings along, in template space (only for a scan that does).
     fused_dseg, fused_volumes, fused_figure, fused_qc
         Fused labels on the T1w grid, their volumes, figure and (for a scan with labels) scores (only with several
         targets with labels).

@@ -11,7 +11,7 @@ from mmln_pipeline.machine.options import suggest
 
 
 class StrictParser(argparse.ArgumentParser):
-    """Parser that refuses single-value options given twice, and says of a misspelt one what was meant."""
+    """Parser that refuses options given twice, and says of a misspelt one what was meant."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -43,11 +43,12 @@ class StrictParser(argparse.ArgumentParser):
 
 
 class _StoreOnce(argparse.Action):
-    """Keep a value; the second one is refused, since it would silently replace the first."""
+    """Keep what was given; the second time is refused, since it would silently replace the first."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         if option_string is not None:
             if self.dest in parser.given:
-                parser.error(f"{'/'.join(self.option_strings)}: given twice; it takes one value")
+                takes = "give all its values at once" if self.nargs in ("+", "*") else "it takes one value"
+                parser.error(f"{'/'.join(self.option_strings)}: given twice; {takes}")
             parser.given.add(self.dest)
         setattr(namespace, self.dest, values)

@@ -19,7 +19,10 @@ class _SubjectReferenceInputSpec(BaseInterfaceInputSpec):
     in_files = traits.List(File(), mandatory=True, desc="T1w images of one subject, the first one first")
     in_masks = _companions("brain mask of each image, or an empty string")
     in_dsegs = _companions("labels of each image, or an empty string")
-    in_lesions = _companions("lesion mask of each image, or an empty string")
+    in_lesions = traits.List(
+        traits.Either(traits.Enum(""), File(), traits.List(File())),
+        desc="lesion mask of each image, several that are joined, or an empty string",
+    )
     kind = traits.Enum(*REFERENCES, usedefault=True, desc="in the space of the first image, or midway")
     random_seed = traits.Int(0, usedefault=True, desc="seed of the alignment's sampling")
 
@@ -82,8 +85,11 @@ class SubjectReference(SimpleInterface):
             if path:
                 image_path = self.inputs.in_files[number]
                 image = load_image(image_path, name="T1w")
-                labels = load_labels(path, name=kind)
-                images[number] = labels_on_grid(labels, image, f"{kind} {path}", f"T1w {image_path}")
+                own = [
+                    labels_on_grid(load_labels(file, name=kind), image, f"{kind} {file}", f"T1w {image_path}")
+                    for file in (path if isinstance(path, list) else [path])
+                ]
+                images[number] = own[0] if len(own) == 1 else _join(own)
         return images
 
     def _build(self, masks):
@@ -108,3 +114,11 @@ class SubjectReference(SimpleInterface):
             return Transform((matrices[number],)).resample(images[number], grid, "nearest")
         chosen = [matrices[number] for number in images]
         return combine_masks(list(images.values()), chosen, grid, "any" if kind == "lesion" else "majority")
+
+
+def _join(masks):
+    """Return what any of several masks on one grid marks."""
+    from mmln_pipeline.space.grids import new_image
+
+    marked = np.any([np.asanyarray(mask.dataobj) != 0 for mask in masks], axis=0)
+    return new_image(marked.astype(np.uint8), masks[0])

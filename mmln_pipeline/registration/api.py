@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.registration.result import Progress, QualityWarning, RegistrationResult, TopologyError
 from mmln_pipeline.registration.settings import Settings
@@ -95,6 +96,7 @@ def register(
     is the certificate of the repair.
     """
     start = time.perf_counter()
+    prepare_environment()
     from mmln_pipeline.registration import steps
     from mmln_pipeline.registration.pair import load_pair
 

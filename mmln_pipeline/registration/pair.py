@@ -89,9 +89,13 @@ def load_pair(
         return _load_labels(sources.get(name), name, images[of], of, table)
 
     files = {name: path for name, path in sources.items() if isinstance(path, str | Path)}
+    fixed_brain = Brain(fixed_image, load("fixed mask", "fixed image"), name="fixed")
+    moving_brain = Brain(
+        moving_image, load("moving mask", "moving image"), load("moving lesion mask", "moving image"), "moving"
+    )
     return Pair(
-        Brain(fixed_image, load("fixed mask", "fixed image"), name="fixed"),
-        Brain(moving_image, load("moving mask", "moving image"), load("moving lesion mask", "moving image"), "moving"),
+        fixed_brain.like(moving_brain),
+        moving_brain.like(fixed_brain),
         load("fixed dseg", "fixed image", table),
         load("moving dseg", "moving image", table),
         table,

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,20 +212,18 @@ class RegistrationResult:
         """
         from mmln_pipeline.images.volumes import save_image
         from mmln_pipeline.machine.files import write_text
+        from mmln_pipeline.machine.parallel import at_once
         from mmln_pipeline.space.itk import save_displacement
 
         start = time.perf_counter()
         folder = check_output_dir(output_dir)
         names = [name for name in OUTPUTS if outputs is None or name in outputs]
         paths = {name: folder / f"{prefix}{OUTPUTS[name]}" for name in names if getattr(self, name) is not None}
-        for name in ("moved", "moved_dseg", "jacobian"):
-            if name in paths:
-                save_image(getattr(self, name), paths[name])
-        for name in ("transform", "inverse"):
-            if name in paths:
-                getattr(self, name).save(paths[name])
-        if "warp" in paths:
-            save_displacement(self.warp, paths["warp"])
+        writers = {"transform": self.transform.save, "inverse": self.inverse.save} | {
+            name: partial(save_image, getattr(self, name)) for name in ("moved", "moved_dseg", "jacobian")
+        }
+        writers["warp"] = partial(save_displacement, self.warp)
+        at_once(*(partial(write, paths[name]) for name, write in writers.items() if name in paths))
         seconds, took = self.metrics["seconds"], time.perf_counter() - start
         content = self.metrics | {"seconds": seconds | {"save": took, "total": seconds["total"] + took}}
         if "metrics" in paths:  # last: who finds them finds all

@@ -88,8 +88,10 @@ def find_cause(text: str) -> str:
     name, message = found[-1].groups()
     if name == "BrokenProcessPool":
         return f"a worker process was killed, most likely for lack of memory: {FIX_MEMORY}"
+    if name == "ChildProcessError" and message:  # a scheduler's job, whose memory is its own
+        return message
     if REFUSED.search(found[-1][0]):
         return f"memory ran short: {FIX_MEMORY} ({name}{f': {message}' if message else ''})"
-    if name in ("ValueError", "FileNotFoundError", "ChildProcessError", "TopologyError") and message:
+    if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:
         return message
     return f"{name}: {message}" if message else name

@@ -20,7 +20,7 @@ from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting.canvas import STYLE, Canvas, tidy_svg
 from mmln_pipeline.reporting.mosaic import lay_out
 
-COLOUR, INK = "#0b5cad", "#1b1f24"
+REGISTERED, INK = "#0b5cad", "#1b1f24"
 
 
 def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | PathLike) -> None:
@@ -41,10 +41,17 @@ def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | Pa
     axes.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xlabel="Dice")
     axes.set_yticklabels([name if len(name) <= 40 else f"{name[:39]}…" for name in order], parse_math=False)
     _finish(axes)
-    _save(figure, f"Dice of {len(order)} structures", out_svg)
+    save_figure(figure, f"Dice of {len(order)} structures", out_svg)
 
 
-def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask: SpatialImage | None = None) -> None:
+def plot_mean(
+    image: SpatialImage,
+    count: int,
+    out_svg: str | PathLike,
+    *,
+    mask: SpatialImage | None = None,
+    title: str = "Mean image in template space",
+) -> None:
     """Draw slices of a mean image.
 
     Parameters
@@ -57,11 +64,13 @@ def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask:
         The file to write.
     mask : SpatialImage, optional
         The brain; the slices run through it.
+    title : str, default="Mean image in template space"
+        What it is the mean of.
     """
     mosaic = lay_out(image, mask)
     picture = mosaic.sample(image)
     top = float(picture.max()) or 1.0
-    canvas = Canvas(mosaic, "Mean image in template space")
+    canvas = Canvas(mosaic, title)
     canvas.add_picture(picture / top, caption=_count(count))
     canvas.add_frame()
     canvas.save(out_svg)
@@ -125,11 +134,11 @@ def _draw_box(axes: Axes, values: list[float], position: float) -> None:
     reach = 1.5 * (third - first)
     is_near = (numbers >= first - reach) & (numbers <= third + reach)
     low, high = numbers[is_near].min(), numbers[is_near].max()
-    axes.hlines([position, position], [low, third], [first, high], colors=COLOUR, linewidth=1)
-    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=COLOUR))
+    axes.hlines([position, position], [low, third], [first, high], colors=REGISTERED, linewidth=1)
+    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=REGISTERED))
     axes.vlines(median, position - 0.3, position + 0.3, colors=INK, linewidth=1.6)
     beyond = numbers[~is_near]
-    axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=COLOUR, linewidths=0)
+    axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=REGISTERED, linewidths=0)
 
 
 def _finish(axes: Axes) -> None:
@@ -144,7 +153,7 @@ def _finish(axes: Axes) -> None:
     axes.ticklabel_format(axis="x", useOffset=False)
 
 
-def _save(figure: Figure, title: str, out_svg: str | PathLike) -> None:
+def save_figure(figure: Figure, title: str, out_svg: str | PathLike) -> None:
     """Write a figure as SVG whose bytes depend on the input alone."""
     buffer = io.StringIO()
     with mpl.style.context(["default", STYLE]):

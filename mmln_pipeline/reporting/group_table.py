@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +58,7 @@ def column(path: tuple[str, ...]) -> str:
     >>> column(("seconds", "total"))
     'seconds_total'
     """
-    return "_".join(path)
+    return sys.intern("_".join(path))  # one text for all scans: a table of thousands has a hundred columns
 
 
 def flatten(record: Mapping[str, Any]) -> dict[str, Value]:
@@ -108,7 +109,8 @@ def add_agreement(
     for scan, record in records.items():
         labels = agreement.get(scan, {})
         mean = {AGREEMENT: sum(labels.values()) / len(labels)} if labels else {}
-        found[scan] = {**record, **mean, **{f"{AGREEMENT_PREFIX}{label}": value for label, value in labels.items()}}
+        by_label = {sys.intern(f"{AGREEMENT_PREFIX}{label}"): value for label, value in labels.items()}
+        found[scan] = {**record, **mean, **by_label}
     return found
 
 

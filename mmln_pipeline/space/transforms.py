@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,17 @@ class Transform:
 
     def to_sitk(self) -> sitk.CompositeTransform:
         """Return the same mapping for SimpleITK (LPS+ mm), which applies first what was added last."""
-        return itk.chain_to_sitk(self._files_parts)
+        held: sitk.CompositeTransform | None = self.__dict__.get("_held")
+        return held or itk.chain_to_sitk(self._files_parts)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep what SimpleITK needs, in double precision, for a block that samples through the chain several times."""
+        object.__setattr__(self, "_held", self.to_sitk())
+        try:
+            yield
+        finally:
+            object.__delattr__(self, "_held")
 
     def resample(
         self,
