@@ -133,7 +133,7 @@ def test_scans_in_chunks_give_what_one_graph_gives(finished, tmp_path, monkeypat
     assert len(loads) == 1  # what all scans share
     last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mmln-bids: ")][-1]
     done, total = last.split()[1].split("/")
-    assert done == total
+    assert 0 < int(done) <= int(total)  # files that are put in their place last have no line
     names = list_results(out)
     assert names == list_results(tmp_path / "out")
     timed = ("_qc.json", "_qc.tsv", ".html", ".toml")  # the last one names the folders
