@@ -28,9 +28,14 @@ from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
-# Options of Apptainer, Docker, pip and SLURM that the pages mention.
+# Options of Apptainer, Docker, pip, SLURM and torchrun that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
 FOREIGN |= {
+    "--max-restarts",
+    "--no-python",
+    "--nnodes",
+    "--nproc-per-node",
+    "--ntasks-per-node",
     "--build-arg",
     "--read-only",
     "--containall",
@@ -178,8 +183,8 @@ def list_names(scan, spaced):
             filenames.TEMPLATES,
             filenames.GROUP_TABLE,
             filenames.GROUP_REPORT,
-            filenames.GROUP_VOLUMES,
             filenames.GROUP_SHEET,
+            filenames.GROUP_VOLUMES,
         ),
         *filenames.study_template_paths("NAME", has_dseg=True).values(),
         *(filenames.template_description("NAME"), filenames.template_label_table("NAME")),
