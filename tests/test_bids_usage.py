@@ -308,6 +308,7 @@ def other_value(item):
         Path | None: Path("/a path"),
         tuple[str, ...]: ("01", "02"),
         Mapping[str, Path]: {"labels": Path("/lab els"), "masks": Path("/m")},
+        Mapping[str, str]: {"raw": "https://example.org/ds1"},
     }
     value = known[item.type]
     return not item.default if item.type is bool else value
