@@ -43,6 +43,7 @@ FOREIGN |= {
     "--build-arg",
     "--read-only",
     "--containall",
+    "--me",
     "--cpus-per-task",
     "--time",
     "--gres",
