@@ -46,8 +46,18 @@ TEST = [
     "pytest-cov>=5",
     "pytest-xdist>=3.6",
     "setuptools>=70.1",
+    "torchio>=0.20",
 ]
-DOCS = ["furo>=2025.7", "myst-parser>=4", "pygraphviz>=2", "sphinx>=8", "sphinx-argparse-cli>=1.19"]
+DOCS = [
+    *CONVERT,
+    "furo>=2025.7",
+    "myst-parser>=4",
+    "pygraphviz>=2",
+    "sphinx>=8",
+    "sphinx-argparse-cli>=1.19",
+    "sphinx-gallery>=0.19",
+    "torchio>=0.20",
+]
 
 # Libraries that the package opens by ctypes. Without a compiler it is built without them, and runs slower.
 # Not -ffast-math: linked with it, a library makes the whole process round small numbers to zero.
@@ -98,6 +108,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "bids-validator>=1.13",
+        "contourpy>=1.2",
         "dacite>=1.8",
         "h5py>=3.8",
         "isal>=1.6",

@@ -1,6 +1,7 @@
 """Command line of the BIDS App: every option, and the checks that come before any work."""
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_path, read_toml
 from mmln_pipeline.cli.option_arguments import add_options, reader
 from mmln_pipeline.cli.strict_parser import StrictParser
+from mmln_pipeline.machine.options import suggest
 
 PATHS = (
     "bids_dir",
@@ -43,7 +45,9 @@ class _Parser(StrictParser):
     """Parser whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        meant = suggest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""
+        self.exit(2, f"{self.prog}: error: {message}{meant} (see {self.prog} --help)\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Register the T1-weighted images of a BIDS dataset to a template with the MMLN network.",
         epilog="example:\n"
         "  mmln-bids /data/raw /data/derivatives/mmln participant --participant-label 01 -w /scratch/work\n"
-        "  mmln-bids /data/raw /data/derivatives/mmln group\n\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln group\n"
+        "  mmln-bids /data/raw /data/derivatives/mmln template --template-name mystudy\n\n"
         "exit codes: 0 all subjects done, 1 some failed, 2 wrong usage or input",
     )
     parser.add_argument("bids_dir", type=reader(parse_path), metavar="BIDS_DIR", help="root of the raw BIDS dataset")
@@ -72,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     for title, names in {
         "what to register": SECTIONS["what"],
         "how to register": SECTIONS["how"],
+        "study template (level template)": SECTIONS["study"],
         "machine": SECTIONS["machine"],
         "run": (*SECTIONS["run"], *ONCE, "verbose"),
     }.items():

@@ -12,7 +12,7 @@ from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
 from mmln_pipeline.machine.devices import check_device, resolve_device
 from mmln_pipeline.machine.files import existing_part
-from mmln_pipeline.weights import load_model
+from mmln_pipeline.weights import load_model, read_config
 from mmln_pipeline.workflows import Provenance, Target
 
 
@@ -119,7 +119,7 @@ def prepare_method(config: Config, elsewhere: bool = False) -> Method:
         card = load_model(config.model, "cpu")[1]
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    targets, tables = find_targets(config)
+    targets, tables = find_targets(config, read_config(config.model).grid)
     provenance = Provenance(
         template=targets[0].name,
         spatial_reference=targets[0].spatial_reference,

@@ -1,5 +1,6 @@
 """Masks, labels and lesion masks of T1w images: which files belong to which image."""
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ IDENTITY = ("session", "task", *OPTIONAL, "echo", "flip", "inv", "mt", "chunk")
 """Entities that tell the images of a subject apart."""
 LESIONS = ("label-lesion_roi", "label-lesion_mask")
 """How the names of lesion masks end where no ending is given."""
-KINDS = {"mask": "brain mask", "dseg": "labels", "lesion": "lesion mask"}
-"""What may come with an image, in words."""
+KINDS = {"mask": "brain mask", "dseg": "labels", "lesion": "lesion mask", "lesion_other": "right lesion mask"}
+"""What may come with an image, in words; a second lesion mask where each hemisphere has its own."""
 
 
 class Difference(NamedTuple):
@@ -136,6 +137,7 @@ class Companions:
 
     def fitting(self, image: File, kind: str) -> list[Path]:
         """Return the files of one kind that belong to an image; more than one where it is in doubt."""
+        kind = "lesion" if kind == "lesion_other" else kind
         if kind == "lesion" and self.lesion_file is not None:
             return [self.lesion_file]
         subject = image.entities["subject"]
@@ -149,8 +151,8 @@ class Companions:
         ----------
         image : File
             The T1w image.
-        kind : {"mask", "dseg", "lesion"}
-            What to find.
+        kind : {"mask", "dseg", "lesion", "lesion_other"}
+            What to find. Of lesion masks that differ in nothing but the hemisphere, the left one is `lesion`.
 
         Returns
         -------
@@ -162,6 +164,10 @@ class Companions:
             Several files fit.
         """
         found = self.fitting(image, kind)
+        if kind.startswith("lesion") and _are_hemispheres(found):
+            return sorted(found)[kind == "lesion_other"]
+        if kind == "lesion_other":
+            return None
         if len(found) > 1:
             mend = "--lesion-mask ENDING or FILE" if kind == "lesion" else f'"{kind}" in --bids-filter-file'
             called = KINDS[kind] if kind == "lesion" else kind
@@ -187,6 +193,19 @@ class Companions:
             raise UsageError(f"--lesion-mask {self.lesion_file}: one file, but {len(found)} images: choose one image")
         if self._lesion_mask not in ("auto", "skip") and not any(found):
             raise UsageError(f"--lesion-mask {self._lesion_mask}: no such file, and no lesion mask whose name ends so")
+
+
+def _are_hemispheres(paths: Sequence[Path]) -> bool:
+    """Tell whether files are one of each hemisphere, and alike in all else.
+
+    Examples
+    --------
+    >>> _are_hemispheres([Path("sub-1_hemi-R_mask.nii"), Path("sub-1_hemi-L_mask.nii")])
+    True
+    """
+    sides = [re.search("_hemi-([LR])_", path.name) for path in paths]
+    plain = {re.sub("_hemi-[LR]_", "_", path.name) for path in paths}
+    return {side[1] for side in sides if side} == {"L", "R"} and len(paths) == 2 and len(plain) == 1
 
 
 def by_subject(files: Iterable[File]) -> dict[str, list[File]]:
@@ -250,7 +269,7 @@ def why_unusable(image: Path, companions: Mapping[str, Path | None]) -> str | No
     for kind, path in given.items():
         reason = why_not_same_space(images[path], images[image])
         if reason is not None:
-            called = KINDS[kind] if kind == "lesion" else kind
+            called = KINDS[kind] if kind.startswith("lesion") else kind
             raise UsageError(
                 f"{called} {path}: expected the space of {image}, but {reason}: resample it, or mend the headers"
             )

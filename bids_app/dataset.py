@@ -10,6 +10,7 @@ from mmln_pipeline.bids_app.description import BIDS_VERSION, describe_container,
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_text, to_json
+from mmln_pipeline.reporting.group_table import GroupTable
 
 NAME = "mmln-pipeline"
 
@@ -77,7 +78,8 @@ def write_report(
     method: Method,
     subject: str,
     errors: Sequence[Path | str] = (),
-    group: Mapping[str, Mapping] | None = None,
+    group: Mapping[str, GroupTable] | None = None,
+    subjects: Sequence[str] = (),
 ) -> Path:
     """Write a subject's report from what lies in the output directory.
 
@@ -92,7 +94,9 @@ def write_report(
     errors : sequence of Path or str, default ()
         Crash files, or what else went wrong.
     group : mapping or None, default None
-        Scores of all images to compare the subject's with, where they are read already.
+        Scores of all images to compare the subject's with, by the template, where they are read already.
+    subjects : sequence of str, default ()
+        Labels of the subjects with a page, in their order.
 
     Returns
     -------
@@ -105,7 +109,14 @@ def write_report(
     own = config.output_dir / filenames.RUNS / f"{config.run_name}.md"
     texts = {method.apart(filenames.CITATION): own} if own.is_file() else {}
     citation = read_citation(config.output_dir, texts)
-    return write_subject_report(config.output_dir, subject, errors=errors, group=group, citation=citation)
+    return write_subject_report(
+        config.output_dir, subject, errors=errors, group=group, citation=citation, subjects=subjects
+    )
+
+
+def list_reports(root: Path) -> list[str]:
+    """List the subjects with a page, by their labels without `sub-`, in the order of a folder's listing."""
+    return sorted(path.stem.removeprefix("sub-") for path in root.glob(filenames.report_name("*")))
 
 
 def _describe(config: Config, method: Method) -> dict:

@@ -3,15 +3,14 @@
 import gc
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from traceback import format_exception
 
 import nipype
-from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 from nipype.pipeline.plugins.base import PluginBase
 from nipype.utils.filemanip import indirectory
@@ -19,10 +18,12 @@ from nipype.utils.filemanip import indirectory
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.plugin_option import CLUSTER, POOL, Plugin, plugin_class
 from mmln_pipeline.bids_app.slurm_jobs import ListedTracebacks, SlurmJobs
+from mmln_pipeline.bids_app.step_teller import SECONDS, StepTeller, count_steps
 from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.devices import list_cuda_devices
-from mmln_pipeline.machine.progress import progress_bar
+from mmln_pipeline.machine.forecast import Forecast
+from mmln_pipeline.machine.progress import show_forecast
 from mmln_pipeline.reporting.crashes import find_cause, read_crash
 from mmln_pipeline.workflows import Scan
 
@@ -46,7 +47,11 @@ class Failure:
 
 
 def run_workflow(
-    workflow: pe.Workflow, config: Config, scans: Sequence[Scan], plugin: Plugin | None = None
+    workflow: pe.Workflow,
+    config: Config,
+    scans: Sequence[Scan],
+    plugin: Plugin | None = None,
+    course: tuple[Forecast, Callable[[str], None]] | None = None,
 ) -> dict[str, Failure]:
     """Run a workflow to its end, whatever fails on the way.
 
@@ -60,6 +65,8 @@ def run_workflow(
         The scans in it.
     plugin : Plugin or None, default None
         Nipype's, in place of this module's choice.
+    course : tuple of Forecast and callable, or None, default None
+        The forecast of the run that this is a part of, and what is called with a line on each step; None: its own.
 
     Returns
     -------
@@ -75,8 +82,9 @@ def run_workflow(
     gc.freeze()  # Nipype collects garbage before it submits a node: loaded modules need no look each time
     config.work_dir.mkdir(parents=True, exist_ok=True)
     # Nipype's monitor leaves its samples in the folder where the process stands.
-    with indirectory(config.work_dir), progress_bar("mmln-bids", _count_steps(workflow)) as advance:
-        arguments = {"status_callback": partial(_tell, advance, names, set())}
+    forecast, say = course or (Forecast(count_steps(workflow), SECONDS), None)
+    with indirectory(config.work_dir), nullcontext(say) if say else show_forecast("mmln-bids", forecast) as say:
+        arguments = {"status_callback": StepTeller(forecast, say, names, workflow)}
         runner = _make_runner(config, arguments, plugin)
         try:
             workflow.run(plugin=runner)
@@ -140,23 +148,6 @@ def _make_runner(config: Config, arguments: dict, plugin: Plugin | None = None) 
         "log_level": LEVELS[min(config.verbose, 2)],
     }
     return WorkerPool(plugin_args={**own, **given, **arguments})
-
-
-def _count_steps(workflow: pe.Workflow) -> int:
-    """Count the nodes that do something."""
-    nodes = (workflow.get_node(name) for name in workflow.list_node_names())
-    return sum(not isinstance(node.interface, IdentityInterface) for node in nodes)
-
-
-def _tell(advance, names: Mapping[str, str], started: set[str], node, status: str) -> None:
-    """Pass a node that ended on to the progress bar; one that never started was done before, or left out."""
-    if status == "start":
-        started.add(node.fullname)
-        return
-    parts = node.fullname.split(".")
-    scan = names.get(parts[1], "") if len(parts) > 1 else ""
-    step = node.name if node.fullname in started else ""
-    advance(f"{scan} {step}{' FAILED' if status == 'exception' else ''}".strip())
 
 
 def _read_failures(crash_files: Sequence[Path], names: Sequence[str], work_dir: Path) -> dict[str, Failure]:

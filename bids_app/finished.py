@@ -12,7 +12,7 @@ import pandas as pd
 
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.derivatives.filenames import QC_ENDING, derivative_paths, std_labels_path
+from mmln_pipeline.derivatives.filenames import QC_ENDING, derivative_paths, std_labels_path, volumes_glob
 from mmln_pipeline.derivatives.scans import Scan, common_stem
 from mmln_pipeline.registration.result import describe_doubt
 from mmln_pipeline.reporting.group_table import Value, flatten
@@ -33,6 +33,8 @@ class Results:
         Files of each kind in `IMAGES`, by scan.
     labels : dict of str to Path
         The labels that came with scans, on the template's grid, where there are any.
+    volumes : dict of str to list of Path
+        Tables of the volumes of labels, by scan; those of all atlases of the dataset.
     missing : list of (str, str)
         Scan or subject, and what is missing.
     """
@@ -40,6 +42,7 @@ class Results:
     records: dict[str, dict[str, Value]] = field(default_factory=dict)
     images: dict[str, dict[str, Path]] = field(default_factory=lambda: {kind: {} for kind in IMAGES})
     labels: dict[str, Path] = field(default_factory=dict)
+    volumes: dict[str, list[Path]] = field(default_factory=dict)
     missing: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -149,6 +152,7 @@ def _collect(root: Path, scan: Scan, template: str, several: bool, results: Resu
         results.missing.append((scan.stem, f"no results for {template}"))
         return
     results.records[scan.stem] = record
+    results.volumes[scan.stem] = sorted(root.glob(volumes_glob(scan)))
     if record["template"] != template:
         return  # one error is said about all of these
     labels = root / std_labels_path(scan, template)

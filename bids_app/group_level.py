@@ -12,16 +12,20 @@ from mmln_pipeline.atlas.labels import load_label_table
 from mmln_pipeline.atlas.templates import template_name
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import check_paths
-from mmln_pipeline.bids_app.dataset import check_output_dataset, write_bidsignore
+from mmln_pipeline.bids_app.dataset import check_output_dataset, list_reports, write_bidsignore
 from mmln_pipeline.bids_app.finished import Results, find_results
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames, sidecars
 from mmln_pipeline.group.agreement import label_agreement
 from mmln_pipeline.group.averaging import Average, average_images
+from mmln_pipeline.group.volume_table import join_volumes
 from mmln_pipeline.images.volumes import normalize_intensity, save_image
 from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
+from mmln_pipeline.reporting.contact_sheet import Thumbnails
 from mmln_pipeline.reporting.group_page import write_group_report
 from mmln_pipeline.reporting.group_table import GroupTable, add_agreement
+from mmln_pipeline.reporting.page import refresh_subject_report
+from mmln_pipeline.reporting.record import read_records
 
 PARTICIPANT_ONLY = ("boilerplate_only", "list_unfinished", "write_graph", "reports_only")
 
@@ -49,15 +53,16 @@ def run_group(config: Config) -> int:
             raise UsageError(f"--{name.replace('_', '-')}: belongs to the participant level")
     check_paths(config)
     check_output_dataset(config.output_dir)
+    names = config.output_spaces if config.is_spaces_only else (config.template, *config.output_spaces)
     try:
-        template = template_name(config.template)
+        found = {template: find_results(config, template) for template in map(template_name, names)}
     except ValueError as error:
         raise UsageError(str(error)) from error
-    results = find_results(config, template)
-    if config.dry_run:
-        print(describe_plan(config, template, results))
-        return 0
-    write_group(config, template, results)
+    for template, results in found.items():
+        if config.dry_run:
+            print(describe_plan(config, template, results))
+        else:
+            write_group(config, template, results)
     return 0
 
 
@@ -75,13 +80,17 @@ def write_group(config: Config, template: str, results: Results) -> None:
     """
     root = config.output_dir
     table = GroupTable(add_agreement(results.records, label_agreement(results.labels)))
-    t1w = average_images(results.images["t1w_std"], normalize_intensity)
+    thumbnails = Thumbnails()
+    t1w = average_images(results.images["t1w_std"], normalize_intensity, thumbnails.add)
     log_jacobian = average_images(results.images["log_jacobian"])
-    missing = [*results.missing, *_name_refused(results, t1w, log_jacobian)]
+    volumes, unread = join_volumes(results.volumes)
+    missing = [*results.missing, *_name_refused(results, t1w, log_jacobian), *sorted(unread.items())]
     write_bidsignore(root)
     _write_images(root, template, results, t1w, log_jacobian)
-    table_name, page_name = _group_names(root, template)
+    table_name, page_name, sheet_name = _group_names(root, template)
     put_text(table.to_tsv(), root / table_name)
+    if len(volumes):
+        put_text(volumes.to_csv(sep="\t", index=False, lineterminator="\n"), root / filenames.GROUP_VOLUMES)
     reports = {scan: filenames.report_name(scan.split("_")[0].removeprefix("sub-")) for scan in table.rows}
     write_group_report(
         root / page_name,
@@ -94,13 +103,33 @@ def write_group(config: Config, template: str, results: Results) -> None:
         links={scan: name for scan, name in reports.items() if (root / name).is_file()},
         missing=missing,
         structure_names=_read_label_names(root, results),
+        participants=_read_participants(config.bids_dir),
+        thumbnails=thumbnails,
+        sheet_name=sheet_name,
     )
+    _refresh_reports(root, table)
     for name, reason in missing:
         print(f"{name}: {reason}")
     unusual = ", ".join(dict.fromkeys(outlier.scan for outlier in table.outliers))
     print(f"images: {len(table.rows)}; outliers: {unusual or 'none'}")
     print(f"quality check: {_list_verdicts(table)}")
     print(root / page_name)
+
+
+def _refresh_reports(root: Path, table: GroupTable) -> None:
+    """Bring what the subjects' pages say of the group up to date."""
+    subjects = list_reports(root)
+    for subject in dict.fromkeys(scan.split("_")[0].removeprefix("sub-") for scan in table.rows):
+        refresh_subject_report(root, subject, read_records(root, subject), table, subjects)
+
+
+def _read_participants(bids_dir: Path) -> dict[str, dict[str, str]]:
+    """Read what the raw dataset says of its participants; nothing where it has no table that can be read."""
+    try:
+        rows = pd.read_csv(bids_dir / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+        return {str(name): own for name, own in rows.set_index("participant_id").to_dict("index").items()}
+    except (OSError, ValueError, KeyError):
+        return {}
 
 
 def _list_verdicts(table: GroupTable) -> str:
@@ -126,6 +155,7 @@ def describe_plan(config: Config, template: str, results: Results) -> str:
         Lines for the terminal.
     """
     names = [*filenames.group_paths(template).values(), *_group_names(config.output_dir, template)]
+    names += [filenames.GROUP_VOLUMES] * any(results.volumes.values())
     lines = [f"Would sum up {len(results.records)} images registered to {template} in {config.output_dir}:"]
     lines += list(results.records)
     lines += [f"{name}: {reason}" for name, reason in results.missing]
@@ -179,15 +209,15 @@ def _name_refused(results: Results, t1w: Average, log_jacobian: Average) -> list
     return sorted(found)
 
 
-def _group_names(root: Path, template: str) -> tuple[str, str]:
-    """Return the names of table and page: with the template where those of another one are there."""
-    names = (filenames.GROUP_TABLE, filenames.GROUP_REPORT)
+def _group_names(root: Path, template: str) -> tuple[str, ...]:
+    """Return the names of table, page and contact sheet: with the template where those of another one are there."""
+    names = (filenames.GROUP_TABLE, filenames.GROUP_REPORT, filenames.GROUP_SHEET)
     try:
         rows = pd.read_csv(root / filenames.GROUP_TABLE, sep="\t", dtype=str)
     except (OSError, ValueError):
         return names
     is_others = "template" in rows and not set(rows["template"].dropna()) <= {template}
-    return (filenames.apart(names[0], template), filenames.apart(names[1], template)) if is_others else names
+    return tuple(filenames.apart(name, template) for name in names) if is_others else names
 
 
 def _read_label_names(root: Path, results: Results) -> Mapping[str, str]:

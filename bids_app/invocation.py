@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from mmln_pipeline.bids_app.output_spaces import parse_space, parse_spaces
 from mmln_pipeline.linear.choices import REFERENCES, SKULL_STRIP
 from mmln_pipeline.machine import toml
 from mmln_pipeline.machine.options import (
@@ -30,12 +31,14 @@ SECTIONS = {
         "bids_filter_file",
         "derivatives",
         "dataset_uri",
+        "apply_to",
         "subject_anatomical_reference",
         "bids_database_dir",
         "skip_bids_validation",
     ),
     "how": (
         "template",
+        "output_spaces",
         "template_mask",
         "template_dseg",
         "skull_strip",
@@ -49,6 +52,7 @@ SECTIONS = {
         "random_seed",
         "sloppy",
     ),
+    "study": ("template_name", "template_iterations", "template_resolution"),
     "machine": ("nprocs", "omp_nthreads", "mem_gb", "device", "use_plugin", "low_mem"),
     "run": ("work_dir", "stop_on_first_crash", "resource_monitor", "write_graph"),
 }
@@ -56,7 +60,10 @@ SECTIONS = {
 
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
 """A scheme and what it leads to (RFC 3986)."""
-LEVELS = "participant: register images; group: sum up finished results (scores, outliers, mean images)"
+LEVELS = (
+    "participant: register images; group: sum up finished results (scores, outliers, mean images); template: make a"
+    " template of the images"
+)
 UNITS_GB = {"": 1.0, "k": 1e-6, "m": 1e-3, "g": 1.0, "t": 1e3}
 
 
@@ -142,7 +149,9 @@ class Config:
 
     bids_dir: Path
     output_dir: Path
-    analysis_level: str = option("participant", words=("participant", "group"), flags=("analysis_level",), help=LEVELS)
+    analysis_level: str = option(
+        "participant", words=("participant", "group", "template"), flags=("analysis_level",), help=LEVELS
+    )
     participant_label: tuple[str, ...] = option(
         (), metavar="LABEL", command={"nargs": "+"}, help="subjects, with or without sub- (default: all)"
     )
@@ -180,6 +189,13 @@ class Config:
             )
         },
     )
+    apply_to: tuple[str, ...] = option(
+        (),
+        metavar="ENDING",
+        command={"nargs": "+"},
+        help="images, series and surfaces of --derivatives to bring to the template, by how their names end: bold,"
+        " desc-preproc_bold, T2w, pial; images say space-T1w in their names, surfaces that or no space",
+    )
     subject_anatomical_reference: str = option(
         "sessionwise",
         words=("sessionwise", *REFERENCES),
@@ -199,6 +215,14 @@ class Config:
         "[:res-N]), a NIfTI file, sub-LABEL[_ses-LABEL] (that image of the dataset, with its mask and labels from -d),"
         " or a table (.tsv) of several atlases with the columns name, image, mask, dseg, dseg_tsv: all images are"
         " registered to each, and the labels fused",
+    )
+    output_spaces: tuple[str, ...] = option(
+        (),
+        metavar="SPACE",
+        read=parse_space,
+        command={"nargs": "+"},
+        help="templates as fMRIPrep names them, NAME[:cohort-X][:res-N], one or several, in the place of the default of"
+        " --template or beside another",
     )
     template_mask: Path | None = option(
         None,
@@ -245,6 +269,13 @@ class Config:
     )
     random_seed: int = same_option(Settings, "random_seed")
     sloppy: bool = option(False, help="low quality, for tests: rigid, no bias correction, no refinement")
+    template_name: str = option(
+        "study", free=True, metavar="NAME", help="what the template of the group is called; letters and digits"
+    )
+    template_iterations: int = option(
+        4, lowest=1, metavar="N", help="how many times the images are registered to their mean"
+    )
+    template_resolution: float = option(1.0, above=0.0, metavar="MM", help="its voxel size, mm")
     nprocs: int = option(1, lowest=1, metavar="N", help="processors in all (default: those available)")
     omp_nthreads: int = option(1, lowest=1, metavar="N", help="threads of one step (default: nprocs, at most 8)")
     mem_gb: float = option(
@@ -282,6 +313,10 @@ class Config:
         check_options(self)
         if self.omp_nthreads > self.nprocs:
             raise ValueError(f"omp_nthreads: expected at most nprocs ({self.nprocs}), found {self.omp_nthreads}")
+        object.__setattr__(self, "output_spaces", parse_spaces(self.output_spaces))
+        object.__setattr__(self, "apply_to", tuple(self.apply_to))
+        if self.is_spaces_only and (self.template_mask or self.template_dseg):
+            raise ValueError("output_spaces: template_mask and template_dseg belong to --template: give that too")
         for name in self.write_formats:
             if name not in OTHER_FORMATS:
                 raise ValueError(f"write_formats: expected {' or '.join(OTHER_FORMATS)}, found {name!r}")
@@ -293,6 +328,11 @@ class Config:
             if name not in known:
                 raise ValueError(f"dataset_uri: expected the name of a dataset ({', '.join(known)}), found {name!r}")
             parse_uri(f"{name}={uri}")  # a TOML file's are only text so far
+
+    @property
+    def is_spaces_only(self) -> bool:
+        """Whether the templates are those of `output_spaces` alone: `template` was left as it is."""
+        return bool(self.output_spaces) and self.template == find_field(Config, "template").default
 
     def registration(self) -> dict[str, Any]:
         """Return the settings of each registration, by their names in `Settings`; threads are the scheduler's."""

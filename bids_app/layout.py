@@ -11,6 +11,7 @@ from bids_validator import BIDSValidator
 from pathspec import GitIgnoreSpec
 
 from mmln_pipeline.bids_app.arguments import UsageError
+from mmln_pipeline.bids_app.brought_along import add_files
 from mmln_pipeline.bids_app.companions import KINDS, Companions, why_unusable
 from mmln_pipeline.bids_app.description import read_description
 from mmln_pipeline.bids_app.filters import Filters, read_filters
@@ -83,24 +84,25 @@ def find_scans(config: Config) -> Found:
     layouts = {"raw": raw} | {name: open_index(own, DERIVATIVES) for name, own in listings.items()}
     companions = Companions(config, layouts, filters, known)
     scans, unreadable = _to_scans(images, companions)
-    scans = join_scans(scans, config.subject_anatomical_reference)
+    scans = add_files(config, join_scans(scans, config.subject_anatomical_reference))
     failed = _find_failed(scans, unreadable, [listing, *listings.values()]) | _find_closed(config, listing, scans)
     skipped = {Path(name).name: reason for name, reason in left_out.items()} | _find_skipped(config, images, details)
     return Found(
         scans,
         {name: reason for name, reason in skipped.items() if name not in failed},
         failed,
-        name_leftovers(config, layouts, companions, filters),
+        name_leftovers(config, layouts, companions, filters, [path for scan in scans for path in scan.along]),
     )
 
 
 def _list_subjects(config: Config) -> list[str]:
     """List the labels of the subjects that have a folder; raise where one that is asked for has none."""
-    subjects = sorted(path.name[4:] for path in config.bids_dir.glob("sub-*") if path.is_dir() or path.is_symlink())
-    missing = [label for label in config.participant_label if label not in subjects]
+    found = [config.bids_dir / f"sub-{label}" for label in config.participant_label]
+    missing = [path.name[4:] for path in found if not (path.is_dir() or path.is_symlink())]
     if missing:
         raise UsageError(f"--participant-label {' '.join(missing)}: no folder sub-{missing[0]} in {config.bids_dir}")
-    return list(config.participant_label) or subjects
+    every = (path for path in config.bids_dir.glob("sub-*") if path.is_dir() or path.is_symlink())
+    return list(config.participant_label) or sorted(path.name[4:] for path in every)
 
 
 def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
@@ -135,7 +137,10 @@ def join_scans(scans: Sequence[Scan], reference: str) -> list[Scan]:
         session = first.session if {scan.session for scan in others} <= {first.session} else None
         kind = "unbiased" if reference == "unbiased" else "first-lex"
         # A lesion mask that names no run is drawn on the first one.
-        others = [replace(other, lesion=None) if other.lesion == first.lesion else other for other in others]
+        others = [
+            replace(other, lesion=None, lesion_other=None) if other.lesion == first.lesion else other
+            for other in others
+        ]
         joined.append(replace(first, session=session, others=tuple(others), reference=kind))
     return joined
 

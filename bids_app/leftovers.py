@@ -1,6 +1,6 @@
 """Masks and labels that were given and belong to no image: each is named with the entity that differs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,11 @@ class Leftover(NamedTuple):
 
 
 def name_leftovers(
-    config: Config, layouts: Mapping[str, BIDSLayout], companions: Companions, filters: Filters
+    config: Config,
+    layouts: Mapping[str, BIDSLayout],
+    companions: Companions,
+    filters: Filters,
+    brought: Collection[Path] = (),
 ) -> list[str]:
     """Name the masks and labels that belong to no image of the raw dataset.
 
@@ -52,6 +56,8 @@ def name_leftovers(
         What belongs to which image.
     filters : Filters
         What counts as a mask or as labels.
+    brought : collection of Path, default ()
+        What is brought along with the images.
 
     Returns
     -------
@@ -63,7 +69,7 @@ def name_leftovers(
     UsageError
         Nothing of a derivative dataset belongs to any image.
     """
-    used = {
+    used = set(brought) | {
         path
         for images in companions.siblings.values()
         for image in images
@@ -74,7 +80,8 @@ def name_leftovers(
     for name, layout in layouts.items():
         candidates = list(_find_candidates(config, layout, is_raw=name == "raw"))
         left = [_explain(file, kind, companions, filters) for file, kind in candidates if file.path not in used]
-        if name != "raw" and len(left) == len(candidates):
+        is_used = any(path.is_relative_to(layout.root) for path in brought)
+        if name != "raw" and len(left) == len(candidates) and not is_used:
             lines += _doubt(config, name, left)
         lines += _describe(name, left)
     return lines

@@ -3,7 +3,8 @@
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSet, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +13,23 @@ from nipype.pipeline import engine as pe
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method
-from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files, write_report
+from mmln_pipeline.bids_app.chunks import chunk_size, group_alike, split
+from mmln_pipeline.bids_app.dataset import check_output_dataset, list_reports, write_dataset_files, write_report
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
 from mmln_pipeline.bids_app.naming import name_apart, note_templates
 from mmln_pipeline.bids_app.plugin_option import Plugin, check_cluster, read_plugin
+from mmln_pipeline.bids_app.run_log import LOGGER, keep_log, warn
 from mmln_pipeline.bids_app.slurm_jobs import mark_folder
+from mmln_pipeline.bids_app.step_teller import SECONDS, count_steps
 from mmln_pipeline.bids_app.template_option import drop_templates
 from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
+from mmln_pipeline.machine.forecast import Forecast
+from mmln_pipeline.machine.progress import show_forecast
+from mmln_pipeline.reporting.group_table import group_tables
 from mmln_pipeline.reporting.record import read_records
 from mmln_pipeline.space.placement import find_placements
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
@@ -52,8 +59,9 @@ def run_participants(config: Config) -> int:
     check_paths(config)
     check_output_dataset(config.output_dir)
     plugin = read_plugin(config.use_plugin) if config.use_plugin else None
-    found = find_scans(config)
+    # First, since the memory that templates take on loading is free again for the names of a large dataset.
     method = name_apart(config.output_dir, prepare_method(config, elsewhere=bool(plugin and plugin.is_batch)))
+    found = find_scans(config)
     if plugin is not None:
         check_batch(config, plugin, method)
     scans, templates = drop_templates(config, found.scans, method.targets)
@@ -61,15 +69,15 @@ def run_participants(config: Config) -> int:
     if config.list_unfinished:
         print("".join(f"{subject}\n" for subject in list_unfinished(config, method, found)), end="")
         return 0
-    for line in dict.fromkeys(describe_headers(scans, method)):
-        print(f"mmln-bids: warning: {line}", file=sys.stderr)
+    if config.dry_run or config.reports_only:
+        warn_of_headers(scans, method)
     if config.dry_run:
         print(describe_plan(config, method, found))
         return 1 if found.failed else 0
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
     if config.reports_only:
         return finish(config, method, scans, {})
-    with sole_use(config.work_dir):
+    with sole_use(config.work_dir), keep_log(config):
         return register_scans(config, method, found, plugin)
 
 
@@ -120,27 +128,71 @@ def register_scans(config: Config, method: Method, found: Found, plugin: Plugin 
     int
         0: all done; 1: some failed.
     """
-    scans = found.scans
     failures = {name: Failure(reason) for name, reason in found.failed.items()}
-    sound = [scan for scan in scans if scan.stem not in failures]
-    unbuilt: dict[str, Exception] = {}
+    sound = [scan for scan in found.scans if scan.stem not in failures]
+    is_elsewhere = bool(plugin and plugin.is_batch)
     # A job has memory of its own, whatever this machine has.
-    own = replace(config, low_mem=False, mem_gb=NETWORK_GB) if plugin and plugin.is_batch else config
-    workflow = build_workflow(own, method, sound, unbuilt)
-    failures |= {name: Failure(f"{type(error).__name__}: {error}") for name, error in unbuilt.items()}
-    sound = [scan for scan in sound if scan.stem not in unbuilt]
+    own = replace(config, low_mem=False, mem_gb=NETWORK_GB) if is_elsewhere else config
+    chunks = split(sound, chunk_size(config.nprocs, is_elsewhere))
+    examples, steps = build_examples(own, method, chunks)
     if config.clean_workdir:
-        shutil.rmtree(Path(workflow.base_dir) / workflow.name, ignore_errors=True)
-    write_dataset_files(config, method, write_boilerplate(workflow))
+        shutil.rmtree(Path(examples.base_dir) / examples.name, ignore_errors=True)
+    write_dataset_files(config, method, write_boilerplate(examples))
     if config.boilerplate_only:
         print(config.output_dir / method.apart(filenames.CITATION))
         return 0
-    if config.write_graph:
-        drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
-        print(workflow.write_graph(graph2use="colored", simple_form=True, format=drawn))
-    if sound and not (failures and config.stop_on_first_crash):
-        failures |= run_workflow(workflow, config, sound, plugin)
-    return finish(config, method, scans, failures)
+    told: set[str] = set()
+    forecast = Forecast(steps, SECONDS)
+    with show_forecast("mmln-bids", forecast) as say:
+        for number, chunk in enumerate(chunks):
+            warn_of_headers(chunk, method, told)
+            unbuilt: dict[str, Exception] = {}
+            workflow = build_workflow(own, method, chunk, unbuilt)
+            failures |= {name: Failure(f"{type(error).__name__}: {error}") for name, error in unbuilt.items()}
+            if config.write_graph and number == 0:
+                drawn = "svg" if shutil.which("dot") else "dot"  # without Graphviz, its input is all there is
+                print(workflow.write_graph(graph2use="colored", simple_form=True, format=drawn))
+            if failures and config.stop_on_first_crash:
+                break
+            built = [scan for scan in chunk if scan.stem not in unbuilt]
+            failures |= run_workflow(workflow, config, built, plugin, (forecast, say)) if built else {}
+    return finish(config, method, found.scans, failures)
+
+
+def build_examples(
+    config: Config, method: Method, chunks: Sequence[Sequence[Scan]]
+) -> tuple[pe.Workflow, Counter[str]]:
+    """Build the workflow of one scan of each kind, which stands for those of all scans.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    method : Method
+        What they mean on this machine.
+    chunks : sequence of sequence of Scan
+        The scans, as they are to run.
+
+    Returns
+    -------
+    workflow : Workflow
+        Its methods text is that of the run. Of a kind whose scans cannot be built there is none.
+    steps : Counter
+        Steps of all chunks, by their names.
+    """
+    groups = group_alike([scan for chunk in chunks for scan in chunk], method.targets)
+    failed: dict[str, Exception] = {}
+    n_failed = -1
+    while len(failed) > n_failed:  # for an example that cannot be built, the next one of its kind
+        n_failed = len(failed)
+        firsts = [next((scan for scan in group if scan.stem not in failed), None) for group in groups]
+        workflow = build_workflow(config, method, [scan for scan in firsts if scan], failed)
+    common, steps = count_steps(workflow), Counter[str]()
+    for first, group in zip(firsts, groups, strict=True):
+        own = count_steps(workflow.get_node(first.workflow_name)) if first else Counter[str]()
+        common -= own
+        steps += Counter({name: count * len(group) for name, count in own.items()})
+    return workflow, steps + Counter({name: count * len(chunks) for name, count in common.items()})
 
 
 def list_unfinished(config: Config, method: Method, found: Found) -> list[str]:
@@ -162,6 +214,16 @@ def list_unfinished(config: Config, method: Method, found: Found) -> list[str]:
     """
     missing = (scan.subject for scan in found.scans if find_missing(config.output_dir, method, scan))
     return list(dict.fromkeys(missing))
+
+
+def warn_of_headers(scans: Sequence[Scan], method: Method, told: MutableSet[str] | None = None) -> None:
+    """Say on stderr and in the log of which inputs NiBabel and ITK read the header differently; not what is `told`."""
+    told = set() if told is None else told
+    for line in describe_headers(scans, method):
+        if line not in told:
+            print(f"mmln-bids: warning: {line}", file=sys.stderr)
+            LOGGER.warning(line)
+        told.add(line)
 
 
 def describe_headers(scans: Sequence[Scan], method: Method) -> Iterator[str]:
@@ -253,22 +315,27 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
     records = {name: own for subject in subjects for name, own in read_records(config.output_dir, subject).items()}
     if done:
         note_templates(config.output_dir, method)
+    tables = group_tables(records)
+    pages = sorted({*subjects, *list_reports(config.output_dir)})
     for subject in subjects:
         own = [failed[scan.stem] for scan in scans if scan.subject == subject and scan.stem in failed]
         try:
-            write_report(config, method, subject, [failure.crash_file or failure.cause for failure in own], records)
+            write_report(
+                config, method, subject, [failure.crash_file or failure.cause for failure in own], tables, pages
+            )
         except Exception as error:  # one report must not cost the others theirs
             if config.verbose:
                 traceback.print_exc()
             failed[filenames.report_name(subject)] = Failure(f"{type(error).__name__}: {error}")
     print(f"{done} of {len(scans)} images done: {config.output_dir}")
+    LOGGER.info("end: %d of %d images done", done, len(scans))
     names = {target.name for target in method.targets}
     judged = {name: record for name, record in records.items() if record.get("template") in names}
     for name, doubt in find_doubts(judged, [scan for scan in scans if scan.stem not in failed]):
-        print(f"{name}: {doubt}", file=sys.stderr)
+        warn(f"{name}: {doubt}")
     for name, failure in failed.items():
         record = f" ({failure.crash_file})" if failure.crash_file else ""
-        print(f"{name}: FAILED: {failure.cause}{record}", file=sys.stderr)
+        warn(f"{name}: FAILED: {failure.cause}{record}")
     return 1 if failed else 0
 
 
@@ -338,6 +405,7 @@ def describe_plan(config: Config, method: Method, found: Found) -> str:
             f"  mask: {_list_files(scan, 'mask') or _describe_stripping(config, method)}",
             f"  labels: {_list_files(scan, 'dseg') or 'none given'}",
             *([f"  lesion mask: {_list_files(scan, 'lesion')}"] if scan.has("lesion") else []),
+            *(f"  brought along: {path}" for path in scan.along),
             *([f"  reference: average of {len(scan.images)} images, {scan.reference}"] if scan.others else []),
             f"  results: {config.output_dir / scan.folder} ({state})",
         ]

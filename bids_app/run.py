@@ -10,7 +10,7 @@ from mmln_pipeline.bids_app.arguments import UsageError, parse_args
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.signals import say_stopped, stop_on_signals
 from mmln_pipeline.bids_app.work_folder import temporary_files
-from mmln_pipeline.machine.home import ensure_home
+from mmln_pipeline.machine.environment import prepare_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0: all subjects done; 1: some failed; 2: wrong usage or input; 130, 143, 129: interrupted, terminated, or
         the terminal was closed.
     """
-    ensure_home()
+    prepare_environment()
     try:
         with stop_on_signals():
             return _run(argv)
@@ -45,6 +45,10 @@ def _run_level(config: Config) -> int:
         from mmln_pipeline.bids_app.group_level import run_group
 
         return run_group(config)
+    if config.analysis_level == "template":
+        from mmln_pipeline.bids_app.template_level import run_template
+
+        return run_template(config)
     from mmln_pipeline.bids_app.participant_level import run_participants
 
     return run_participants(config)

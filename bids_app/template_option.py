@@ -1,4 +1,4 @@
-"""The templates of a run: what `--template` and its companions name, loaded once to check all before any work."""
+"""The templates of a run, by `--template`, its companions and `--output-spaces`; loaded once, to check all."""
 
 import hashlib
 import re
@@ -17,19 +17,22 @@ from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.derivatives.targets import tell_apart
+from mmln_pipeline.images.brain import Brain, check_size
 from mmln_pipeline.space.other_tools import check_libraries
 from mmln_pipeline.workflows import Scan, Target, fused_targets, targets_of
 
 SUBJECT = re.compile(r"sub-([0-9a-zA-Z]+)(?:_ses-([0-9a-zA-Z]+))?")
 
 
-def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
+def find_targets(config: Config, grid_shape: Sequence[int]) -> tuple[tuple[Target, ...], dict[str, str]]:
     """Find the templates of a run and load each of them, to check it.
 
     Parameters
     ----------
     config : Config
         Settings whose paths are checked.
+    grid_shape : sequence of 3 int
+        The network's grid, voxels of 1 mm.
 
     Returns
     -------
@@ -41,21 +44,30 @@ def find_targets(config: Config) -> tuple[tuple[Target, ...], dict[str, str]]:
     Raises
     ------
     UsageError
-        A template is unknown, missing or no brain, its mask or labels do not fit it, or atlases contradict
-        each other.
+        A template is unknown, missing, no brain or too small for a human's, its mask or labels do not fit it, or
+        atlases contradict each other.
     """
     try:
         sources = _list_sources(config)
         templates = [source.load() for source in sources]
+        for template in templates:
+            check_size(Brain(template.image, template.mask, name=f"template {template.name}"), grid_shape)
         for kind in config.write_formats:
             check_libraries(kind)
     except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
     is_own = config.template_dseg is not None or config.template.endswith(".tsv") or _is_subject(config)
+    n_own = len(sources) - len(config.output_spaces)
+    templates = _name_labels(templates, n_own)
     targets = tuple(
-        replace(_to_target(source, template, is_own), formats=tuple(dict.fromkeys(config.write_formats)))
-        for source, template in zip(sources, templates, strict=True)
+        replace(
+            _to_target(source, template, is_own and number < n_own),
+            formats=tuple(dict.fromkeys(config.write_formats)),
+            votes=number < n_own,
+        )
+        for number, (source, template) in enumerate(zip(sources, templates, strict=True))
     )
+    _check_names(targets)
     tables = {str(template.dseg_name): template.dseg_table for template in templates if template.dseg_table is not None}
     if fused_targets(targets):
         tables[FUSED] = _join_tables(tables)
@@ -98,8 +110,33 @@ def _is_subject(config: Config) -> bool:
     return config.template.startswith("sub-") and not Path(config.template).is_file()
 
 
+def _name_labels(templates: Sequence[Template], n_own: int) -> list[Template]:
+    """Let the labels of output spaces, such as the tissues of each, say whose they are where others have that name."""
+    named: list[Template] = []
+    for number, template in enumerate(templates):
+        if number >= n_own and template.dseg_name in {other.dseg_name for other in named} - {None}:
+            own = re.sub("[^0-9a-zA-Z]", "", template.name)
+            template = replace(template, dseg_name=f"{template.dseg_name}{own}")
+        named.append(template)
+    return named
+
+
+def _check_names(targets: Sequence[Target]) -> None:
+    """Refuse two templates of one name, whose results would replace each other."""
+    names = [target.name for target in targets]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UsageError(f"--output-spaces {twice}: --template is called so too: give it once")
+
+
 def _list_sources(config: Config) -> list[TemplateSource]:
-    """Read what the options say."""
+    """Read what the options say: `--template`, unless it was left as it is and there are others, and the others."""
+    spaces = [TemplateSource(name) for name in config.output_spaces]
+    return spaces if config.is_spaces_only else [*_list_own_sources(config), *spaces]
+
+
+def _list_own_sources(config: Config) -> list[TemplateSource]:
+    """Read what `--template` and its companions say."""
     if config.template.endswith(".tsv"):
         for name in ("template_mask", "template_dseg"):
             if getattr(config, name):
@@ -125,7 +162,11 @@ def _subject_source(config: Config) -> TemplateSource:
     if not folder.is_dir():
         raise UsageError(f"--template {config.template}: no such subject or session: no folder {folder}")
     asked = replace(
-        config, participant_label=(subject,), session_label=(session,) if session else (), lesion_mask="skip"
+        config,
+        participant_label=(subject,),
+        session_label=(session,) if session else (),
+        lesion_mask="skip",
+        apply_to=(),
     )
     image = find_scans(asked)[0][0].images[0]
     name = template_name(config.template)
@@ -153,7 +194,8 @@ def _checksum(*images: Nifti1Image | None) -> str:
     digest = hashlib.sha256()
     for image in images:
         if image is not None:
-            digest.update(np.ascontiguousarray(image.dataobj).tobytes() + image.affine.tobytes())
+            digest.update(np.ascontiguousarray(image.dataobj))
+            digest.update(image.affine.tobytes())
     return digest.hexdigest()
 
 

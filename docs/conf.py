@@ -19,8 +19,22 @@ extensions = [
     "nipype.sphinxext.apidoc",  # napoleon, with the inputs and outputs of interfaces
     "sphinx.ext.autosummary",
     "sphinx_argparse_cli",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery"]
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "examples",  # made by the build
+    "capture_repr": ("_repr_html_", "__repr__"),
+    "ignore_repr_types": "matplotlib|nilearn|NoneType",
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "write_computation_times": False,  # a page that would load tables from elsewhere
+    "abort_on_example_error": True,
+}
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

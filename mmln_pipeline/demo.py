@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,17 +23,20 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal.windows import tukey
 from scipy.spatial.transform import Rotation
 
+from mmln_pipeline import weights
 from mmln_pipeline.atlas.templates import EMBEDDED, load_template
 from mmln_pipeline.fields.integration import exponentiate
 from mmln_pipeline.images.volumes import save_image
 from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.space.displacements import DisplacementField, displacement_from_voxels
-from mmln_pipeline.space.grids import Grid, new_image
+from mmln_pipeline.space.grids import GRID_SHAPE, Grid, new_image
 from mmln_pipeline.space.transforms import Transform, read_transform
 
 SUBJECT = "sub-demo"
 SEED = 20220609
 MARGIN_MM = 12
+WALNUT = 4
+"""How many times shorter a walnut is than a brain."""
 README = """A brain simulated from the MNI ICBM 152 (2009a, symmetric) template that nilearn carries:
 deformed by a known random diffeomorphism and a small affine, with a bias field and noise added.
 No person was scanned.
@@ -176,6 +181,63 @@ def write_dataset(image: Nifti1Image, bids_dir: Path) -> Path:
     write_text(stem.with_suffix(".json"), json.dumps({"Modality": "MR", "SkullStripped": True}, indent=2) + "\n")
     save_image(image, stem.with_suffix(".nii.gz"))
     return stem.with_suffix(".nii.gz")
+
+
+class Walnut(NamedTuple):
+    """A brain of the size of a walnut, for examples that take seconds.
+
+    Attributes
+    ----------
+    image, mask, dseg : Nifti1Image
+        The embedded template, its brain mask and its tissue labels, a quarter as long.
+    model : Path
+        The bundled weights, with a card that tells of a grid a quarter as long.
+    """
+
+    image: Nifti1Image
+    mask: Nifti1Image
+    dseg: Nifti1Image
+    model: Path
+
+
+def make_walnut(folder: str | Path) -> Walnut:
+    """Make the embedded template a quarter as long: four voxels along each axis become one, of 1 mm again.
+
+    Nobody's brain is like that; but all that is done with it takes seconds, and is what is done with a brain.
+
+    Parameters
+    ----------
+    folder : path
+        Where the weights go, as `walnut.safetensors` and `.json`; made if absent.
+
+    Returns
+    -------
+    Walnut
+    """
+    template = load_template(EMBEDDED)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    card = json.loads((weights.FOLDER / "mmln.json").read_text(encoding="utf-8"))
+    card["network"]["grid"] = [size // WALNUT for size in GRID_SHAPE]
+    write_text(folder / "walnut.json", json.dumps(card))
+    model = Path(shutil.copy(weights.FOLDER / "mmln.safetensors", folder / "walnut.safetensors"))
+    size = np.array(template.image.shape) // WALNUT
+    middle = from_matvec(WALNUT * np.eye(3), (WALNUT - 1) / 2 * np.ones(3))
+    grid = Grid(tuple(size), np.diag([1 / WALNUT] * 3 + [1.0]) @ template.image.affine @ middle)
+
+    def shrink(image: Nifti1Image) -> np.ndarray:
+        data = np.asarray(image.dataobj, dtype=np.float32)[tuple(slice(n * WALNUT) for n in size)]
+        return data.reshape([part for n in size for part in (n, WALNUT)]).mean(axis=(1, 3, 5))
+
+    mask = shrink(template.mask) >= 0.5
+    dseg = cast(Nifti1Image, template.dseg)  # the embedded template has one
+    labels = np.asarray(dseg.dataobj)[tuple(slice(WALNUT // 2, n * WALNUT, WALNUT) for n in size)]
+    return Walnut(
+        new_image(np.where(mask, shrink(template.image), 0).astype(np.float32), grid),
+        new_image(mask.astype(np.uint8), grid),
+        new_image(np.where(mask, labels, 0).astype(np.uint8), grid),
+        model,
+    )
 
 
 def brain_points(mask: Nifti1Image, step: int = 3) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Agreement of labels in one space: against the pairwise definition, and with images that cannot take part."""
 
+import tracemalloc
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -57,3 +59,27 @@ def test_the_group_shows_it_where_the_template_has_no_labels():
     assert table.numbers("label_agreement") == pytest.approx({"sub-0": 0.6, "sub-1": 0.6})
     with_dice = GroupTable({"sub-0": {"dice_per_label_4": 0.9, "label_agreement_per_label_4": 0.5}})
     assert with_dice.structures == {"4": [0.9]} and with_dice.are_structures_the_templates
+
+
+def test_many_labels_on_a_grid_of_many_blocks_count_as_in_whole_arrays(rng, tmp_path):
+    arrays = [np.roll(rng.integers(0, 60, (17, 9, 20)), number).astype(np.int32) * 10**6 for number in range(5)]
+    arrays.insert(2, (arrays[0] == 10**6) * np.int32(61 * 10**6))  # a label that no other image has
+    found = label_agreement(save(arrays, tmp_path))
+    assert found["sub-2"] == {"61000000": 0.0} and len(found) == 6
+    for name, own in zip(found, arrays, strict=True):
+        for number in np.unique(own[own > 0]).tolist():
+            votes = sum((other == number).astype(int) for other in arrays)
+            size, total = int((own == number).sum()), int(votes.sum())
+            shared = int(votes[own == number].sum()) - size
+            assert found[name][str(number)] == 2 * shared / (5 * size + total - size)
+
+
+def test_memory_does_not_grow_with_the_number_of_images(images, tmp_path):
+    paths = save([np.kron(image, np.ones((6, 6, 6), np.int16)) for image in images], tmp_path)
+    peaks = []
+    for times in (1, 8):
+        tracemalloc.start()
+        label_agreement({f"{name}-{time}": path for name, path in paths.items() for time in range(times)})
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

@@ -165,6 +165,8 @@ def test_group_level_of_one_atlas(several, capsys):
     assert main([*folders, "--template", "A", "--participant-label", "02"]) == 0
     table = pd.read_csv(out / "group_registration.tsv", sep="\t")
     assert len(table) == 1 and (out / "space-A_desc-mean_T1w.nii.gz").is_file()
+    volumes = pd.read_csv(out / "group_volumes.tsv", sep="\t")
+    assert set(volumes["scan"]) == {"sub-02_run-1"} and {"A", "B", "fused"} <= set(volumes["atlas"])
     capsys.readouterr()
     assert main([*folders, "--template", arguments[arguments.index("--template") + 1]]) == 2
     assert "expected one template, found a table of several" in one_error(capsys)

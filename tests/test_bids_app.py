@@ -29,6 +29,7 @@ from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.bids_app.naming import read_taken
 from mmln_pipeline.bids_app.run import main
+from mmln_pipeline.interfaces import LoadTemplate
 
 VALIDATOR = shutil.which("bids-validator-deno") or shutil.which(
     "bids-validator-deno", path=str(Path(sys.executable).parent)
@@ -117,6 +118,40 @@ def test_an_input_replaced_at_equal_size_and_date_is_registered_anew(place, comm
         record = json.loads((tmp_path / "out/sub-02/anat/sub-02_run-1_desc-registration_qc.json").read_text())
         seen.append(record["input_sha256"]["T1w image of sub-02_run-1_T1w.nii"])
     assert seen[0] != seen[1]
+
+
+def test_scans_in_chunks_give_what_one_graph_gives(finished, tmp_path, monkeypatch, capsys):
+    out, arguments, _ = finished
+    monkeypatch.setattr(participant_level, "chunk_size", lambda *_: 1)
+    before = snapshot(out)
+    assert main(arguments) == 0 and snapshot(out) == before  # one graph's work is taken up
+    loads, load = [], LoadTemplate._run_interface
+    monkeypatch.setattr(LoadTemplate, "_run_interface", lambda self, *given: loads.append(self) or load(self, *given))
+    others = {str(out): str(tmp_path / "out"), str(out.parent / "work"): str(tmp_path / "work")}
+    capsys.readouterr()
+    assert main([others.get(part, part) for part in arguments]) == 0
+    assert len(loads) == 1  # what all scans share
+    last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mmln-bids: ")][-1]
+    done, total = last.split()[1].split("/")
+    assert done == total
+    names = list_results(out)
+    assert names == list_results(tmp_path / "out")
+    timed = ("_qc.json", "_qc.tsv", ".html", ".toml")  # the last one names the folders
+    for name in (name for name in names if not name.endswith(timed)):
+        assert (out / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+def test_one_scan_of_each_kind_tells_text_and_steps_of_all(place):
+    labelled = ["--template-dseg", str(place / "tpl-tiny_seg-core_dseg.nii.gz"), "-d", f"labels={place / 'labels'}"]
+    tiny = ["--template", str(place / "tpl-tiny_T1w.nii.gz"), "--model", str(place / "tiny.safetensors")]
+    config = scan_config(place, *tiny, *labelled)
+    method, scans = participant_level.prepare_method(config), find_scans(config).scans
+    scans = [replace(scan, t1w=Path(f"{scan.stem}{number}_T1w.nii.gz")) for number in "12" for scan in scans]
+    examples, n_steps = participant_level.build_examples(config, method, [scans])
+    whole = participant_level.build_workflow(config, method, scans)
+    assert len(examples.list_node_names()) < len(whole.list_node_names())
+    assert n_steps == participant_level.count_steps(whole)
+    assert participant_level.write_boilerplate(examples) == participant_level.write_boilerplate(whole)
 
 
 def test_deleted_derivative_comes_back(finished):

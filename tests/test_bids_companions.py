@@ -7,11 +7,15 @@ from dataclasses import replace
 import nibabel as nb
 import numpy as np
 import pytest
+from nipype.utils.filemanip import indirectory
 from tiny_bids import describe, make_brain, scan_config, write_image
 
 from mmln_pipeline.bids_app import indexing, participant_level
+from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.layout import find_scans
+from mmln_pipeline.interfaces import SubjectReference
 from mmln_pipeline.machine.files import why_unreadable
+from mmln_pipeline.workflows import init_reference_wf
 
 MASK = nb.Nifti1Image((make_brain().get_fdata() > 0).astype(np.uint8), make_brain().affine)
 
@@ -257,3 +261,37 @@ def test_reasons_for_files_that_cannot_be_read(tmp_path):
     assert why_unreadable(path) == "no such file"
     path.mkdir()
     assert "cannot be read" in why_unreadable(path)
+
+
+# ------------------------------------------------------------------------------------------------- hemispheres
+
+
+def lesion(half):
+    data = np.asanyarray(MASK.dataobj).copy()
+    data[slice(12, None) if half == "L" else slice(0, 12)] = 0
+    return nb.Nifti1Image(data, MASK.affine)
+
+
+def test_lesion_masks_of_both_hemispheres_are_joined(dataset, tmp_path):
+    names = [f"sub-01/anat/sub-01_hemi-{half}_label-lesion_roi.nii.gz" for half in "LR"]
+    for name, half in zip(names, "LR", strict=True):
+        write_image(lesion(half), tmp_path / "raw" / name)
+    found = dataset(PLAIN, [BRAIN])
+    (scan,) = found.scans
+    assert [scan.lesion, scan.lesion_other] == [tmp_path / "raw" / name for name in names] and not found.unused
+    inputs = init_reference_wf(scan=scan).get_node("inputnode").inputs
+    reference = SubjectReference(in_files=inputs.t1w, in_lesions=inputs.lesion)
+    with indirectory(tmp_path):
+        joined = nb.load(reference.run().outputs.out_lesion)
+    np.testing.assert_array_equal(np.asanyarray(joined.dataobj), np.asanyarray(MASK.dataobj))
+    assert scan.files["right lesion mask of sub-01_T1w.nii.gz"].endswith("hemi-R_label-lesion_roi.nii.gz")
+
+
+def test_one_hemisphere_is_enough_and_three_masks_are_too_many(dataset, tmp_path):
+    write_image(lesion("R"), tmp_path / "raw/sub-01/anat/sub-01_hemi-R_label-lesion_roi.nii.gz")
+    (scan,) = dataset(PLAIN, [BRAIN]).scans
+    assert scan.lesion.name.startswith("sub-01_hemi-R") and scan.lesion_other is None
+    for name in ("hemi-L_label-lesion_roi", "label-lesion_roi"):
+        write_image(lesion("L"), tmp_path / f"raw/sub-01/anat/sub-01_{name}.nii.gz")
+    with pytest.raises(UsageError, match="3 files fit as lesion mask"):
+        dataset(PLAIN, [BRAIN])

@@ -15,7 +15,7 @@ from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.bids_app.work_folder import sole_use, temporary_files
-from mmln_pipeline.machine.home import ensure_home
+from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import MAX_SEED
 
@@ -117,8 +117,17 @@ def test_an_account_without_a_home(monkeypatch, tmp_path):
 
     monkeypatch.setattr(Path, "home", no_home)
     monkeypatch.setenv("HOME", "")
-    ensure_home()
+    prepare_environment()
     assert os.environ["HOME"] == tempfile.gettempdir()
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_idle_threads_sleep_unless_the_user_wants_otherwise(monkeypatch, before, after):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    prepare_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == after
 
 
 @pytest.mark.parametrize("inside", ["", "sub-01", "out", "derivatives"])
@@ -268,6 +277,11 @@ def test_the_option_that_was_meant_is_named(capsys, typed, meant):
 def test_an_option_given_twice_is_refused(capsys, options, advice):
     assert main(["/raw", "/out", "participant", *options]) == 2
     assert f"{options[0]}: given twice; {advice} (see" in one_error(capsys)
+
+
+def test_a_misspelt_level_is_answered_with_the_one_that_is_meant(capsys):
+    assert main(["raw", "out", "particpant"]) == 2
+    assert ": did you mean participant? (see" in one_error(capsys)
 
 
 def test_datasets_add_up(tmp_path):

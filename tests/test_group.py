@@ -21,7 +21,9 @@ from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.group.averaging import average_images
 from mmln_pipeline.group.statistics import RunningMoments, robust_distances
+from mmln_pipeline.group.volume_table import join_volumes
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, page_rows
+from mmln_pipeline.reporting.page import write_subject_report
 
 __all__ = ["browser"]  # a fixture
 
@@ -30,7 +32,7 @@ AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 T1W, JACOBIAN = "space-tiny_desc-preproc_T1w.nii.gz", "space-tiny_desc-jacobian_T1w.nii.gz"
 QC = "desc-registration_qc"
 GROUP_FILES = {
-    *("group_registration.tsv", "group_registration.html", ".bidsignore"),
+    *("group_registration.tsv", "group_registration.html", "group_contact_sheet.html", ".bidsignore"),
     *(f"space-tiny_desc-{kind}_T1w{end}" for kind in ("mean", "meanjacobian", "sdjacobian")
       for end in (".nii.gz", ".json")),
 }  # fmt: skip
@@ -113,6 +115,8 @@ def build(root):
         add_scan(root, f"sub-06_ses-{session}", 6, session=session)
     (root / "raw/sub-07/anat").mkdir(parents=True)
     (root / "raw/sub-07/anat/sub-07_T1w.nii.gz").write_bytes(b"raw image")
+    sites = [f"sub-{number:02d}\t{'Lyon' if number % 2 else 'Bonn'}\t{20 + number}" for number in range(1, 7)]
+    (root / "raw/participants.tsv").write_text("\n".join(["participant_id\tsite\tage", *sites]) + "\n")
     (root / "out/seg-tiny_dseg.tsv").write_text("index\tname\n1\tLeft <one>\n")
     return root
 
@@ -197,6 +201,23 @@ def test_running_moments_are_those_of_all_arrays_at_once(rng):
         moments.add(arrays[0].T)
     with pytest.raises(ValueError, match="at least 2 arrays, found 0"):
         _ = RunningMoments(SHAPE).sd
+
+
+def test_volumes_of_all_images_come_into_one_table(tmp_path):
+    names = {"sub-01": ("A", "fused"), "sub-02_ses-x": ("A",)}
+    paths = {
+        scan: [tmp_path / f"{scan}_space-T1w_seg-{atlas}_volumes.tsv" for atlas in own] for scan, own in names.items()
+    }
+    for path in [path for own in paths.values() for path in own]:
+        path.write_text("index\tname\tvoxels\tvolume_mm3\n1\tn/a\t7\t7.5\n2\tCore\t3\t3.25\n")
+    paths["sub-02_ses-x"].append(tmp_path / "sub-02_ses-x_space-T1w_seg-B_volumes.tsv")
+    paths["sub-02_ses-x"][1].write_text("index\tname\n1\tCore\n")
+    table, refused = join_volumes(paths)
+    assert table["atlas"].tolist() == ["A", "A", "fused", "fused", "A", "A"]
+    assert table["session_id"].tolist()[-1] == "ses-x" and table["participant_id"].tolist()[0] == "sub-01"
+    assert table["name"].tolist()[:2] == ["n/a", "Core"] and table["volume_mm3"].sum() == 3 * 10.75
+    assert list(refused) == ["sub-02_ses-x_space-T1w_seg-B_volumes.tsv"]
+    assert not len(join_volumes({"sub-01": []})[0])
 
 
 def test_robust_distances_of_normal_numbers_are_standard_scores(rng):
@@ -343,10 +364,10 @@ def test_page_is_whole_and_loads_nothing_from_outside(finished):
     page = Outline(text)
     assert all(source.startswith("data:") for source in page.sources)
     assert not re.findall(r"(?:url\(|@import|href=\"http|src=\"http)", re.sub(r'"data:[^"]*"', "", text))
-    assert "default-src 'none'" in text and page.tags.count("script") == 1
+    assert "default-src 'none'" in text and page.tags.count("script") == 2  # the data, and what reads it
     headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", text)
     assert headings == ["Summary", "Quality", "Outliers", "Scores", "Structures", "Images", "Table", "Missing"]
-    assert len(page.images) == 4 + 1 + 3 and all(image["alt"] for image in page.images)
+    assert page.tags.count("canvas") == 3 and len(page.images) == 1 + 3 and all(image["alt"] for image in page.images)
     assert "Left &lt;one&gt; (1)" in text and "<one>" not in text
     assert len(page.ids) == len(set(page.ids)) and page.tags.count("h1") == page.tags.count("main") == 1
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
@@ -356,9 +377,102 @@ def test_page_is_whole_and_loads_nothing_from_outside(finished):
     assert base64.b64decode(download.split(",")[1]) == (finished / "out/group_registration.tsv").read_bytes()
 
 
+def read_data(root, page):
+    """What the script of a page reads."""
+    text = (root / "out" / page).read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text).group(1))
+
+
+def test_plots_have_every_value_and_can_be_filtered(finished):
+    data, table = read_data(finished, "group_registration.html"), read_table(finished)
+    assert data["scans"] == list(table.index) and data["labels"][-1] == ["sub-06", "ses-b"]
+    assert data["scores"][0]["values"] == list(table["dice"]) and data["scores"][0]["digits"] == 3
+    assert data["scores"][0]["before"] == list(table["dice_before"])
+    filters = {one["name"]: one["values"] for one in data["filters"]}
+    assert set(filters) == {"Session", "site", "age"}  # all passed: no choice by the verdict
+    assert filters["site"] == ["Lyon", "Bonn", "Lyon", "Bonn", "Lyon", "Bonn", "Bonn"]
+    assert data["links"][0] == "sub-01.html"
+
+
+def test_scores_that_all_images_share_are_told_in_a_line(root, command):
+    assert command() == 0
+    text = re.sub(r"\s+", " ", read_page(root))
+    assert "The same for all images: Folded voxels in the brain (%) 0." in text
+
+
+def test_contact_sheet_shows_every_image_and_sessions_side_by_side(finished):
+    text = (finished / "out/group_contact_sheet.html").read_text(encoding="utf-8")
+    page = Outline(text)
+    assert len(page.images) == 7 and all(image["src"].startswith("data:image/jpeg") for image in page.images)
+    assert len({image["src"] for image in page.images}) == 1  # the same block, whatever its brightness
+    subjects = re.findall(r'<section class="subject" aria-label="([^"]+)">(.*?)</section>', text, re.DOTALL)
+    assert [len(re.findall("<figure", own)) for _, own in subjects] == [1, 1, 1, 1, 1, 2]
+    assert all(source.startswith("data:") for source in page.sources) and "default-src 'none'" in text
+    assert text.count('<use href="#outline"/>') == 7 and '<path class="brain" d="M' in text
+    assert "group_contact_sheet.html" in Outline(read_page(finished)).links and "group_registration.html" in page.links
+
+
+def test_subject_pages_learn_of_the_group(root, command):
+    """Links and ranges are those of the whole group; what else a page says, such as errors, stays."""
+    out = root / "out"
+    for number in (1, 2):
+        write_subject_report(out, f"{number:02d}", group={}, errors=["broken <mask>"])
+    assert "Group" not in (out / "sub-02.html").read_text() and "Among" not in (out / "sub-02.html").read_text()
+    assert command() == 0
+    text = (out / "sub-02.html").read_text(encoding="utf-8")
+    assert "Among 7 images: median (range)" in text and "broken &lt;mask&gt;" in text
+    links = re.findall(
+        r'<a (?:rel="\w+" )?href="([^"]+)">([^<]+)</a>', re.search("<header>.*?</h1>", text, re.S).group()
+    )
+    assert links == [("sub-01.html", "‹ sub-01"), ("group_registration.html", "Group"), ("sub-03.html", "sub-03 ›")]
+    before = snapshot(root)
+    assert command() == 0
+    assert snapshot(root) == before
+
+
 @needs_chromium
-def test_page_in_a_browser_shows_everything_and_loads_nothing(finished, browser):
-    check_page(browser, finished / "out/group_registration.html")
+@pytest.mark.parametrize("page", ["group_registration", "group_contact_sheet"])
+def test_page_in_a_browser_shows_everything_and_loads_nothing(finished, browser, page):
+    check_page(browser, finished / f"out/{page}.html")
+
+
+@needs_chromium
+def test_plots_name_an_image_and_filters_choose(finished, browser):
+    browser.open(finished / "out/group_registration.html")
+    browser.evaluate("document.querySelector('canvas').focus()")
+    for key in ("ArrowRight", "ArrowRight"):
+        browser.press(key, 39)
+    assert browser.evaluate("document.getElementById('tip').textContent") == "sub-01: 0.801, pass"
+    site = "document.querySelectorAll('#filters select')[1]"
+    browser.evaluate(f"{site}.value = '=Bonn'; {site}.dispatchEvent(new Event('input', {{bubbles: true}}))")
+    shown = "[...document.querySelectorAll('.sortable tbody tr:not([hidden])')].map(r => r.cells[0].textContent.trim())"
+    assert browser.evaluate(shown) == ["sub-02", "sub-04", "sub-06_ses-a", "sub-06_ses-b"]
+    assert browser.evaluate("document.querySelector('#filters output').textContent") == "4 of 7 images"
+
+
+@needs_chromium
+def test_images_are_rated_by_keys(finished, browser):
+    browser.open(finished / "out/group_contact_sheet.html")
+    browser.evaluate("document.querySelector('figure').focus()")
+    for key, code in (("p", 80), ("f", 70), ("n", 78)):
+        browser.press(key, code)
+    browser.call("Input.insertText", text="left\tside")
+    browser.press("Enter", 13)
+    browser.press("p", 80)
+    table = browser.evaluate("decodeURIComponent(document.getElementById('download').href.split(',').slice(1).join())")
+    rows = [line.split("\t") for line in table.splitlines()]
+    assert rows[0] == ["participant_id", "session_id", "scan", "verdict", "rating", "note"] and len(rows) == 8
+    assert [row[4:] for row in rows[1:5]] == [["pass", "n/a"], ["fail", "n/a"], ["pass", "left side"], ["n/a", "n/a"]]
+    assert browser.evaluate("document.getElementById('rated').textContent") == "2 pass, 1 fail, of 7 images"
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_follow_the_readers_colours(finished, browser, scheme):
+    browser.open(finished / "out/group_registration.html")
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    paper = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
 
 
 @needs_chromium

@@ -15,7 +15,7 @@ from mmln_pipeline.images.volumes import load_image, load_labels, normalize_inte
 from mmln_pipeline.registration.pair import load_pair
 from mmln_pipeline.scores.quality import judge
 from mmln_pipeline.space.displacements import DisplacementField
-from mmln_pipeline.space.grids import new_image
+from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.itk import save_affine, save_displacement
 from mmln_pipeline.space.placement import HeaderWarning, find_placement, find_placements, score_headers
 from mmln_pipeline.space.transforms import Transform, read_transform
@@ -130,6 +130,20 @@ def test_signed_images_keep_their_brain(kind):
         scaled = normalize_intensity(np.asarray(seen.intensities.dataobj), seen.inside)
         assert (scaled[inside] == 0).mean() < 0.01 and (scaled[~inside] == 0).all()
         assert np.corrcoef(scaled[inside], data[inside])[0, 1] > 0.999
+        if kind != "brain":  # zero is known: the background's
+            np.testing.assert_allclose(scaled, normalize_intensity(data, inside), atol=1e-3)
+
+
+def test_a_brain_without_a_zero_gets_that_of_other_brains():
+    signed = np.zeros((20, 20, 20), np.float32)
+    signed[4:16, 4:16, 4:16] = np.linspace(-2, 3, 12**3).reshape(12, 12, 12)
+    lifted = make_unsigned(new_image(signed, Grid(signed.shape, np.eye(4)))).get_fdata()
+    low, high = np.percentile(lifted[lifted > 0], (0.5, 99.5))
+    assert low / high == pytest.approx(0.17, abs=0.005)
+    plain = Brain(new_image(np.where(signed != 0, signed + 5, 0), Grid(signed.shape, np.eye(4))))
+    same = Brain(new_image(signed, plain.image)).like(plain)
+    np.testing.assert_allclose(same.intensities.get_fdata(), plain.image.get_fdata(), atol=0.05)
+    assert plain.like(same) is plain
 
 
 def test_plain_images_stay_as_they_are():

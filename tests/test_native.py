@@ -103,7 +103,7 @@ def test_agrees_with_the_operators(name, monkeypatch):
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("channels", [(16, 16), (28, 28), (56, 28), (20, 36)])
+@pytest.mark.parametrize("channels", [(8, 8), (16, 16), (28, 28), (56, 28), (20, 36), (28, 3), (9, 17)])
 @pytest.mark.parametrize("size", [(7, 8, 9), (2, 3, 1), (20, 18, 22)])
 def test_convolution_agrees_with_the_operator(channels, size):
     convolution = Convolution(*channels, 3, padding=1, bias=False)
@@ -115,7 +115,7 @@ def test_convolution_agrees_with_the_operator(channels, size):
         torch.testing.assert_close(convolution(image), expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("change", [{"stride": 2}, {"in_channels": 5}, {"out_channels": 3}])
+@pytest.mark.parametrize("change", [{"stride": 2}, {"in_channels": 5}, {"out_channels": 129}])
 def test_convolution_leaves_the_rest_to_the_operator(change):
     options = {"in_channels": 28, "out_channels": 28, "stride": 1} | change
     convolution = Convolution(**options, kernel_size=3, padding=1, bias=False)

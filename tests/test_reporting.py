@@ -18,6 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from mmln_pipeline.reporting import figures, record, shown_scores
 from mmln_pipeline.reporting.mosaic import lay_out
 from mmln_pipeline.reporting.page import write_subject_report
+from mmln_pipeline.scores.quality import CHECKS
 
 __all__ = ["browser"]  # a fixture
 
@@ -429,6 +430,37 @@ def test_methods_are_rendered_and_escaped(dataset):
     (dataset / "logs" / "CITATION.md").write_text("# Methods\n\nMade with *mmln* and `<code>`.")
     text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
     assert "<h3>Methods</h3>" in text and "<em>mmln</em>" in text and "<code>&lt;code&gt;</code>" in text
+
+
+def test_page_links_to_its_neighbours_and_the_groups_that_are_there(dataset):
+    (dataset / "group_registration_space-MNI152NLin2009aSym.html").write_text("x")
+    text = write_subject_report(dataset, "01", subjects=["00", "01"]).read_text(encoding="utf-8")
+    header = text[text.index("<header>") : text.index("<h1>")]
+    assert re.findall(r'href="([^"]+)">([^<]+)<', header) == [
+        ("sub-00.html", "‹ sub-00"),
+        ("group_registration_space-MNI152NLin2009aSym.html", "Group MNI152NLin2009aSym"),
+    ]
+
+
+def test_page_shows_the_limits_of_the_verdict(dataset):
+    text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
+    row = re.search(r">Dice, mean over labels</th>(.*?)</tr>", text, re.DOTALL).group(1)
+    assert "look below 0.4, fail below 0.2; change: look below -0.01, fail below -0.1" in row
+    rows = {row["name"]: row for row in shown_scores.score_rows({"brain_overlap": {"after": 0.93}})}
+    assert rows["Brain overlap (Dice)"]["verdict"] == "look"
+
+
+def test_every_score_of_the_verdict_is_on_the_page():
+    assert {check.path for check in CHECKS} <= {score.after for score in shown_scores.SCORES}
+
+
+def test_methods_have_links_and_bibtex(dataset):
+    entry = "@article{a,\n    doi = {10.1000/1}\n}"
+    (dataset / "logs" / "CITATION.md").write_text("1. A. [doi:10.1000/1](https://doi.org/10.1000/1).")
+    (dataset / "logs" / "CITATION.bib").write_text(entry + "\n\n")
+    (dataset / "logs" / "CITATION_space-other.bib").write_text(entry + "\n\n@misc{b}\n")
+    text = write_subject_report(dataset, "01").read_text(encoding="utf-8")
+    assert '<a href="https://doi.org/10.1000/1">' in text and text.count("@article{a,") == 1 and "@misc{b}" in text
 
 
 # ------------------------------------------------------------------------------------------------- in a browser

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from unittest.mock import Mock
 
 import nibabel as nib
@@ -17,7 +20,7 @@ from mmln_pipeline.atlas.labels import structures28
 from mmln_pipeline.fields.warping import warp
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
-from mmln_pipeline.training import loop, pack, train, validation
+from mmln_pipeline.training import loop, pack, processes, train, validation
 from mmln_pipeline.training.augmentation import augment
 from mmln_pipeline.training.config import DataConfig, DatasetConfig, load_config
 from mmln_pipeline.training.data import draw_pair, load_pack, validation_pairs
@@ -417,12 +420,69 @@ def test_the_loss_that_chooses_is_measured_alike_at_every_level(project):
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_several_processes_are_refused(project, monkeypatch, variable):
+def test_several_processes_that_know_nothing_of_each_other_are_refused(project, monkeypatch, variable):
     monkeypatch.setenv(variable, "2")
-    with pytest.raises(ValueError, match=f"training: expected one process, found 2 \\({variable} of "):
+    with pytest.raises(ValueError, match=f"expected one process, or several of torchrun, found 2 \\({variable} of "):
         train(project, device="cpu")
     monkeypatch.setenv(variable, "1")
     train(project, minutes=1e-9, device="cpu")
+
+
+def test_processes_without_a_gpu_each_are_refused(monkeypatch):
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="2 processes of torchrun on this machine want a GPU each, found cuda of 1"):
+        processes.check_starter(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    processes.check_starter(torch.device("cuda"))
+    with pytest.raises(ValueError, match="found cuda:1 of 2"):
+        processes.check_starter(torch.device("cuda:1"))
+
+
+def test_two_processes_of_which_one_dies_equal_one_with_twice_the_batch(project, tmp_path, monkeypatch):
+    """The second one is killed behind the first checkpoint; torchrun begins again, from there."""
+    monkeypatch.setattr(processes, "has_fast_bfloat16", lambda device: False)  # whose rounding tells batches apart
+    text = CONFIG.format(similarity="local", batch=1).replace("steps = 3", "steps = 1")
+    project.write_text(text)
+    script = tmp_path / "dies.py"
+    script.write_text(DIES_ONCE)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+    command = [*torchrun, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", str(script), str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "died").is_file()
+    run = project.parent / "run"
+    shared, log = torch.load(run / "checkpoint.pt", weights_only=True)["averaged"], read_log(run)
+    assert load_model(run / "tiny.safetensors")[1]["training"]["processes"] == 2
+    run.rename(tmp_path / "shared")
+    project.write_text(text.replace("batch_size = 1", "batch_size = 2"))
+    train(project, device="cpu")
+    alone = torch.load(run / "checkpoint.pt", weights_only=True)["averaged"]
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, shared[name], atol=1e-4), name
+    assert [row[:2] for row in read_log(run)] == [row[:2] for row in log]  # each step once, by one process
+    losses = [[float(row[3]) for row in rows[1:]] for rows in (log, read_log(run))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+DIES_ONCE = """
+import os, signal, sys
+from pathlib import Path
+from mmln_pipeline.training import loop, processes
+
+step, died = loop.Trainer._step, Path(__file__).with_name("died")
+
+def die_once(trainer, *given):
+    if trainer.fabric.global_rank == 1 and trainer.progress.step == 3 and not died.exists():
+        died.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(trainer, *given)
+
+loop.Trainer._step = die_once
+processes.has_fast_bfloat16 = lambda device: False
+loop.train(sys.argv[1], device="cpu")
+"""
 
 
 def test_a_job_of_several_tasks_that_starts_one_process_trains(project, monkeypatch):

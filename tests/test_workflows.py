@@ -22,11 +22,14 @@ from mmln_pipeline.workflows import (
     init_derivatives_wf,
     init_evaluation_wf,
     init_fusion_wf,
+    init_iteration_wf,
+    init_member_wf,
     init_mmln_wf,
     init_preproc_wf,
     init_reference_wf,
     init_registration_wf,
     init_single_subject_wf,
+    init_study_template_wf,
     init_template_wf,
     write_boilerplate,
 )
@@ -39,7 +42,9 @@ FULL = Scan(
     RAW / "sub-01/ses-02/anat/sub-01_ses-02_run-1_T1w.nii.gz",
     mask=Path("/data/masks/sub-01/mask.nii.gz"),
     dseg=Path("/data/labels/sub-01/dseg.nii.gz"),
-    lesion=Path("/data/masks/sub-01/lesion.nii.gz"),
+    lesion=Path("/data/masks/sub-01/hemi-L_lesion.nii.gz"),
+    lesion_other=Path("/data/masks/sub-01/hemi-R_lesion.nii.gz"),
+    along=(Path("/data/labels/sub-01/func/sub-01_task-rest_space-T1w_bold.nii.gz"),),
 )
 RUNS = Scan("03", None, RAW / "sub-03/anat/sub-03_run-1_T1w.nii.gz", mask=FULL.mask)
 RUNS = replace(RUNS, others=(replace(RUNS, t1w=RAW / "sub-03/anat/sub-03_run-2_T1w.nii.gz"),))
@@ -93,6 +98,11 @@ def cases():
         yield init_fusion_wf, {"scan": scan, "targets": [LABELLED, OTHER], "has_dseg": scan is FULL, **common}
     for targets in ([BARE], [LABELLED, OTHER]):
         yield init_mmln_wf, {"scans": [PLAIN, FULL, RUNS], "targets": targets, **common}
+    for scans in ([PLAIN, FULL, RUNS], [PLAIN, RUNS]):
+        yield init_study_template_wf, {"scans": scans, "target": BARE, "iterations": 2, **common}
+        yield init_iteration_wf, {"scans": scans}
+    for scan in (PLAIN, FULL, RUNS):
+        yield init_member_wf, {"scan": scan}
 
 
 CASES = list(cases())
@@ -167,8 +177,9 @@ def test_every_field_is_documented(builder, settings):
         if node is not None:
             documented = set(re.findall(r"\w+", section(builder, title)))
             # Numbers stand for N, and fields of several templates end in the template's name.
-            fields = {re.sub(r"(?<=xfm_)\d+$", "N", field) for field in node.interface._fields}
-            assert {re.sub(r"_(A|B|TPL)$", "", field) for field in fields} <= documented
+            fields = {re.sub(r"_(A|B|TPL)$", "", field) for field in node.interface._fields}
+            numbered = {re.sub(r"(?<=_)\d+$", "N", field) for field in fields - documented}
+            assert numbered <= documented
 
 
 def test_every_builder_is_walked():
@@ -185,7 +196,7 @@ def test_every_documented_output_exists(builder):
     fields = set()
     for settings in (settings for own, settings in CASES if own is builder):
         fields |= set(builder(**settings).get_node("outputnode").interface._fields)
-    fields |= {re.sub(r"(?<=xfm_)\d+$", "N", field) for field in fields}
+    fields |= {re.sub(r"(?<=_)\d+$", "N", field) for field in fields}
     lines = re.findall(r"^[a-z]\w+(?:, \w+)*$", section(builder, "Outputs"), re.MULTILINE)
     assert {name for line in lines for name in line.split(", ")} <= fields
 
@@ -233,8 +244,9 @@ def test_derivative_names():
     assert paths["qc_tsv"] == f"{head}_desc-registration_qc.tsv"
     assert paths["atlas_volumes"] == f"{head}_space-T1w_seg-tissue_volumes.tsv"
     assert paths["lesion_std"] == f"{head}_space-TPL_label-lesion_mask.nii.gz"
-    assert len(paths) == 12
-    own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std"}
+    assert paths["along_1"] == "sub-01/func/sub-01_task-rest_space-TPL_bold.nii.gz"
+    assert len(paths) == 13
+    own = {"atlas_dseg", "atlas_volumes", "dseg_std", "lesion_std", "along_1"}
     assert set(paths) - set(filenames.derivative_paths(PLAIN, "TPL")) == own
     several = filenames.derivative_paths(FULL, "TPL", "tissue", spaced=True)
     assert several["qc_json"] == f"{head}_space-TPL_desc-registration_qc.json"

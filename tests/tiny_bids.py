@@ -120,7 +120,8 @@ def committed_files(name):
 
 
 def snapshot(folder):
-    paths = [folder / name for name in list_files(folder)]
+    """All files but the logs, in which each run goes on."""
+    paths = [folder / name for name in list_files(folder) if not name.endswith(".log")]
     return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
 

@@ -15,6 +15,11 @@ from mmln_pipeline.workflows.preproc_wf import init_preproc_wf
 from mmln_pipeline.workflows.reference_wf import init_reference_wf
 from mmln_pipeline.workflows.registration_wf import init_registration_wf
 from mmln_pipeline.workflows.single_subject_wf import init_single_subject_wf
+from mmln_pipeline.workflows.study_template_wf import (
+    init_iteration_wf,
+    init_member_wf,
+    init_study_template_wf,
+)
 from mmln_pipeline.workflows.template_wf import init_template_wf
 
 __all__ = [
@@ -27,11 +32,14 @@ __all__ = [
     "init_derivatives_wf",
     "init_evaluation_wf",
     "init_fusion_wf",
+    "init_iteration_wf",
+    "init_member_wf",
     "init_mmln_wf",
     "init_preproc_wf",
     "init_reference_wf",
     "init_registration_wf",
     "init_single_subject_wf",
+    "init_study_template_wf",
     "init_template_wf",
     "targets_of",
     "write_boilerplate",

@@ -57,6 +57,8 @@ def init_derivatives_wf(
         Atlas labels on the T1w grid, their volumes and their figure (only with `atlas`).
     dseg_std, lesion_std
         The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    along_N
+        What the scan brings along, in template space (only for a scan that does).
     t1w_reference, orig_xfm_N
         Average of several images, and the transform to the world of image number N (only of several images).
 
@@ -70,7 +72,7 @@ def init_derivatives_wf(
         Paths of the figures written.
     atlas_dseg, atlas_volumes, figure_labels
         Only with `atlas`.
-    dseg_std, lesion_std
+    dseg_std, lesion_std, along_N
         Only for a scan that has them.
     t1w_reference, orig_xfm_N
         Only of several images.

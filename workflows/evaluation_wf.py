@@ -71,7 +71,7 @@ def init_evaluation_wf(
         The template's labels on the native grid (only with `has_atlas`).
     t1w_lesion
         Lesion mask on the native grid (only with `has_lesion`).
-    seconds_brain, seconds_bias, seconds_affine
+    seconds_reference, seconds_brain, seconds_bias, seconds_affine
         Durations of the preprocessing, s (`seconds_bias` only with `bias_correction`).
 
     Outputs
@@ -99,7 +99,8 @@ def init_evaluation_wf(
         "(pass, look or fail).\n"
     )
     inputs = ["template", "template_mask", "t1w", "t1w_preproc", "t1w_mask", "affine_xfm", "t1w_std"]
-    inputs += ["warp", "log_jacobian", "metrics", "mask_source", "seconds_brain", "seconds_affine"]
+    inputs += ["warp", "log_jacobian", "metrics", "mask_source"]
+    inputs += ["seconds_reference", "seconds_brain", "seconds_affine"]
     inputs += ["atlas_dseg"] * has_atlas + ["t1w_lesion"] * has_lesion + ["seconds_bias"] * bias_correction
     outputs = ["qc_json", "qc_tsv", "figure_mask", "figure_registration", "figure_warp", "figure_jacobian"]
     outputs += ["figure_labels"] * has_atlas
@@ -116,6 +117,7 @@ def init_evaluation_wf(
         (inputnode, record, [
             ("metrics", "metrics"),
             ("mask_source", "brain_mask"),
+            ("seconds_reference", "seconds_reference"),
             ("seconds_brain", "seconds_brain"),
             ("seconds_affine", "seconds_affine"),
         ]),
@@ -137,6 +139,7 @@ def init_evaluation_wf(
             ("t1w_preproc", "moving"),
             ("t1w_mask", "moving_mask"),
         ]),
+        (plots, record, [("seconds", "seconds_figures")]),
         (record, outputnode, [("out_json", "qc_json"), ("out_tsv", "qc_tsv")]),
         (plots, outputnode, [
             ("out_mask", "figure_mask"),

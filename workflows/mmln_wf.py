@@ -6,11 +6,21 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
+from mmln_pipeline.atlas.templates import EMBEDDED
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
 from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target, targets_of, tell_apart
+from mmln_pipeline.images.volumes import IMAGE_SUFFIXES
 from mmln_pipeline.interfaces import LoadTemplate
 from mmln_pipeline.workflows.single_subject_wf import init_single_subject_wf
+
+WORKS = {
+    "MNI152NLin2009": " [@fonov2011]",
+    "MNIPediatric": " [@fonov2011]",
+    "MNI152NLin6": " [@evans2012]",
+    "MNI152Lin": " [@evans2012]",
+}
+"""Where standard templates were published, by how their names begin."""
 
 
 def init_mmln_wf(
@@ -54,9 +64,12 @@ def init_mmln_wf(
     """
     workflow, targets = pe.Workflow(name=name), tell_apart(targets)
     names = [target.name for target in targets]
-    listed = f"template {names[0]}" if len(names) == 1 else f"templates {', '.join(names[:-1])} and {names[-1]}"
+    cited = [f"{target.name}{_cite(target)}" for target in targets]
+    listed = f"template {cited[0]}" if len(names) == 1 else f"templates {', '.join(cited[:-1])} and {cited[-1]}"
     workflow.__desc__ = (
-        f"Results were made with *mmln_pipeline* {provenance.version}, a Nipype [@nipype] workflow. "
+        f"Results were made with *mmln_pipeline* {provenance.version}, a Nipype [@nipype] workflow that finds the "
+        "images of a BIDS dataset [@bids] with PyBIDS [@pybids] and computes with PyTorch [@pytorch], NumPy [@numpy], "
+        "SciPy [@scipy], NiBabel [@nibabel] and SimpleITK [@simpleitk]. "
         f"Each T1-weighted image was registered to the {listed}.\n"
     )
     inputs = {f"template{target.suffix}": target for target in targets}
@@ -64,7 +77,7 @@ def init_mmln_wf(
     loaders = {}
     for field, target in inputs.items():
         setattr(inputnode.inputs, field, target.source.image)
-        loaders[target.name] = _load(target, name=f"load_{field}")
+        loaders[target.name] = make_template_node(target, name=f"load_{field}")
         workflow.connect(inputnode, field, loaders[target.name], "template")
     for scan in scans:
         own = targets_of(scan, targets)
@@ -87,7 +100,15 @@ def init_mmln_wf(
     return workflow
 
 
-def _load(target: Target, name: str) -> pe.Node:
+def _cite(target: Target) -> str:
+    """Return the works that a template comes from, for the methods text: nothing of a file of the user's own."""
+    if target.source.image.endswith(IMAGE_SUFFIXES):
+        return ""
+    origin = next((work for start, work in WORKS.items() if target.name.startswith(start)), "")
+    return f"{origin} {'[@nilearn]' if target.source.image == EMBEDDED else '[@templateflow]'}"
+
+
+def make_template_node(target: Target, name: str) -> pe.Node:
     """Return the node that loads a target's template."""
     load_template = pe.Node(LoadTemplate(checksum=target.checksum), name=name, mem_gb=1)
     for key in ("mask", "dseg"):

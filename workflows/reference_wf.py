@@ -27,7 +27,8 @@ def init_reference_wf(*, scan: Scan, random_seed: int = 0, name: str = "referenc
     t1w
         T1-weighted images, the first one first.
     mask, dseg, lesion
-        Brain mask, labels and lesion mask of each image, or an empty string (each only for a scan that has any).
+        Brain mask, labels and lesion mask of each image, or an empty string (each only for a scan that has any); a list
+        of two lesion masks, one a hemisphere, is joined.
 
     Outputs
     -------
@@ -35,6 +36,8 @@ def init_reference_wf(*, scan: Scan, random_seed: int = 0, name: str = "referenc
         The image itself, or the average of several.
     mask, dseg, lesion
         Brain mask, labels and lesion mask on its grid (each only for a scan that has any).
+    seconds
+        Duration, s.
     orig_xfm_N
         ITK rigid transform from the world of the average to that of image number N (only of several).
     """
@@ -43,10 +46,15 @@ def init_reference_wf(*, scan: Scan, random_seed: int = 0, name: str = "referenc
     companions = [kind for kind in COMPANIONS if scan.has(kind)]
     xfms = [f"orig_xfm_{number}" for number in range(1, len(scan.images) + 1)] if scan.others else []
     inputnode = pe.Node(IdentityInterface(fields=["t1w", *companions]), name="inputnode")
-    outputnode = pe.Node(IdentityInterface(fields=["t1w", *companions, *xfms]), name="outputnode")
+    outputnode = pe.Node(IdentityInterface(fields=["t1w", *companions, "seconds", *xfms]), name="outputnode")
     inputnode.inputs.t1w = [str(image.t1w) for image in scan.images]
     for kind in companions:
         setattr(inputnode.inputs, kind, [str(getattr(image, kind) or "") for image in scan.images])
+    if scan.has("lesion_other"):
+        inputnode.inputs.lesion = [
+            [str(image.lesion), str(image.lesion_other)] if image.lesion_other else str(image.lesion or "")
+            for image in scan.images
+        ]
 
     reference = pe.Node(
         SubjectReference(kind=scan.reference, random_seed=random_seed), name="reference", mem_gb=1 + len(scan.images)
@@ -54,6 +62,7 @@ def init_reference_wf(*, scan: Scan, random_seed: int = 0, name: str = "referenc
     workflow.connect([
         (inputnode, reference, [("t1w", "in_files"), *((kind, f"in_{kind}s") for kind in companions)]),
         (reference, outputnode, [("out_file", "t1w"), *((f"out_{kind}", kind) for kind in companions)]),
+        (reference, outputnode, [("seconds", "seconds")]),
         (reference, outputnode, [(("out_xfms", _pick, number), xfm) for number, xfm in enumerate(xfms)]),
     ])  # fmt: skip
     return workflow

@@ -114,23 +114,7 @@ def init_registration_wf(
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
-    on_gpu = chosen.device.startswith("cuda")
-    threads = min(omp_nthreads, GPU_THREADS) if on_gpu else omp_nthreads
-    registration = pe.Node(
-        MMLNRegistration(
-            model=str(chosen.model),
-            model_sha256=model_sha256,
-            refine=chosen.refine,
-            topology=chosen.topology,
-            device=chosen.device,
-            use_gpu=on_gpu,
-            num_threads=threads,
-            random_seed=chosen.random_seed,
-        ),
-        name="registration",
-        n_procs=threads,
-        mem_gb=mem_gb,
-    )
+    registration = make_registration_node(chosen, model_sha256, omp_nthreads, mem_gb)
     apply_mask = pe.Node(ApplyMMLNTransform(interpolation="nearest"), name="apply_mask", mem_gb=1)
 
     workflow.connect([
@@ -177,6 +161,43 @@ def init_registration_wf(
             (apply_atlas, outputnode, [("out_file", "atlas_dseg")]),
         ])  # fmt: skip
     return workflow
+
+
+def make_registration_node(
+    settings: Settings, model_sha256: str, omp_nthreads: int, mem_gb: float, name: str = "registration"
+) -> pe.Node:
+    """Return a node that registers, with the processors and memory that it takes.
+
+    Parameters
+    ----------
+    settings : Settings
+        How to register; the device is not "auto".
+    model_sha256 : str
+        Checksum of the weights.
+    omp_nthreads : int
+        Threads of the registration; on a GPU at most `GPU_THREADS`.
+    mem_gb : float
+        Memory to reserve for the network, GB.
+    name : str, default "registration"
+        Name of the node.
+    """
+    on_gpu = settings.device.startswith("cuda")
+    threads = min(omp_nthreads, GPU_THREADS) if on_gpu else omp_nthreads
+    return pe.Node(
+        MMLNRegistration(
+            model=str(settings.model),
+            model_sha256=model_sha256,
+            refine=settings.refine,
+            topology=settings.topology,
+            device=settings.device,
+            use_gpu=on_gpu,
+            num_threads=threads,
+            random_seed=settings.random_seed,
+        ),
+        name=name,
+        n_procs=threads,
+        mem_gb=mem_gb,
+    )
 
 
 def _describe(settings: Settings, model_sha256: str) -> str:

@@ -91,6 +91,8 @@ def init_single_subject_wf(
         Atlas labels on the T1w grid, their volumes and their figure (only of a target with labels).
     dseg_std, lesion_std
         The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    along_N
+        What the scan brings along, in template space (only for a scan that does).
     fused_dseg, fused_volumes, fused_figure, fused_qc
         Fused labels on the T1w grid, their volumes, figure and (for a scan with labels) scores (only with several
         targets with labels).
@@ -146,7 +148,10 @@ def init_single_subject_wf(
         workflow.connect([
             (inputnode, template_wf, [(field, f"inputnode.{key}") for field, key in inputs[target.name].items()]),
             (preproc_wf, template_wf, [(f"outputnode.{key}", f"inputnode.{key}") for key in prepared]),
-            (reference_wf, template_wf, [("outputnode.t1w", "inputnode.t1w")]),
+            (reference_wf, template_wf, [
+                ("outputnode.t1w", "inputnode.t1w"),
+                ("outputnode.seconds", "inputnode.seconds_reference"),
+            ]),
             (reference_wf, template_wf, [(f"outputnode.{kind}", f"inputnode.t1w_{kind}") for kind in own]),
         ])  # fmt: skip
         parts[target.suffix] = template_wf

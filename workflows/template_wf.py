@@ -9,7 +9,7 @@ from mmln_pipeline.derivatives.filenames import derivative_paths, figure_paths, 
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
 from mmln_pipeline.derivatives.targets import Target
-from mmln_pipeline.interfaces import ApplyMMLNTransform, ConvertTransform, MeasureVolumes
+from mmln_pipeline.interfaces import ApplyMMLNTransform, BringAlong, ConvertTransform, MeasureVolumes
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
 from mmln_pipeline.workflows.derivatives_wf import init_derivatives_wf
@@ -69,7 +69,7 @@ def init_template_wf(
         Where that came from, in words.
     t1w_dseg, t1w_lesion
         Its labels and its lesion mask (each only for a scan that has one).
-    seconds_brain, seconds_bias
+    seconds_reference, seconds_brain, seconds_bias
         Durations of the preprocessing, s (`seconds_bias` only with `bias_correction`).
     template
         Skull-stripped template image.
@@ -96,12 +96,15 @@ def init_template_wf(
         Atlas labels on the T1w grid, their volumes and their figure (only of a target with labels).
     dseg_std, lesion_std
         The scan's labels and lesion mask on the template's grid (only for a scan that has them).
+    along_N
+        What the scan brings along, in template space (only for a scan that does).
     """
     workflow, chosen = pe.Workflow(name=name), Settings(**settings)
     atlas, has_dseg, has_lesion = target.atlas, scan.has("dseg"), scan.has("lesion")
     names = derivative_paths(scan, target.name, atlas, formats=target.formats) | figure_paths(scan, target.name, atlas)
     keys = [key for key in names if not is_of_scan(key)]
-    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_reference", "seconds_brain"]
+    prepared += ["seconds_bias"] * bias_correction
     own = ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion
     template = ["template", "template_mask"]
     labels = ["template_dseg"] * bool(atlas)
@@ -168,6 +171,14 @@ def init_template_wf(
             (inputnode, convert, list(zip(pair, ("fixed", "moving"), strict=True))),
             (registration_wf, convert, [(f"outputnode.{direction}_xfm", "transform")]),
             (convert, derivatives_wf, [("out_file", f"inputnode.{key}")]),
+        ])  # fmt: skip
+    for number, path in enumerate(scan.along, start=1):
+        bring = pe.Node(BringAlong(in_file=str(path)), name=f"bring_along_{number}", mem_gb=1.5)
+        xfms = [(f"outputnode.{direction}_xfm", f"{direction}_xfm") for direction in ("forward", "inverse")]
+        workflow.connect([
+            (inputnode, bring, [("template", "template")]),
+            (registration_wf, bring, xfms),
+            (bring, derivatives_wf, [("out_file", f"inputnode.along_{number}")]),
         ])  # fmt: skip
     if is_fused:
         apply_template = pe.Node(ApplyMMLNTransform(), name="apply_template", mem_gb=1)

@@ -15,11 +15,15 @@ from mmln_pipeline.workflows import Provenance, Scan, Target
 FOLDER = "_build/generated"
 """Where the pages look for it, below their own folder."""
 SCAN = Scan("01", None, Path("sub-01_T1w.nii.gz"))
+OTHER_SCAN = Scan("02", None, Path("sub-02_T1w.nii.gz"))
 PROVENANCE = {"output_dir": "out", "provenance": Provenance("TPL", "TPL")}
 ATLASES = [Target(name, name, TemplateSource(name), name) for name in ("TPL", "OTHER")]
 EXAMPLES = {
     "mmln_wf": {"scans": [SCAN], "targets": ATLASES[:1], **PROVENANCE},
     "single_subject_wf": {"scan": SCAN, "targets": ATLASES, **PROVENANCE},
+    "study_template_wf": {"scans": [SCAN, OTHER_SCAN], "iterations": 2, **PROVENANCE},
+    "member_wf": {"scan": SCAN},
+    "iteration_wf": {"scans": [SCAN, OTHER_SCAN]},
     "reference_wf": {"scan": SCAN},
     "preproc_wf": {},
     "template_wf": {"scan": SCAN, "target": ATLASES[0], **PROVENANCE},

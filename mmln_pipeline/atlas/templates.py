@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel import Nifti1Image
-from nilearn import datasets
 from scipy import ndimage
 
 from mmln_pipeline.atlas.labels import BUNDLED, bundled_path, find_dseg_table, load_dseg_table
@@ -152,19 +154,39 @@ def templateflow_home() -> Path:
 
 def _embedded() -> Template:
     """Build the embedded template with its tissue labels (largest share of GM, WM, rest of the brain)."""
-    t1w = datasets.load_mni152_template(resolution=1)
-    # nilearn hands out one shared object: copy.
-    data = np.array(t1w.dataobj, dtype=np.float32)
+    labels = _embedded_labels()  # before the image is read: their shares take as much memory as the rest of a run
+    grid, data = _read_nilearns("t1")
     mask = ndimage.binary_fill_holes(data > 0)
-    grey = np.asanyarray(datasets.load_mni152_gm_template(resolution=1).dataobj)
-    white = np.asanyarray(datasets.load_mni152_wm_template(resolution=1).dataobj)
-    winner = np.stack([grey, white, 1.0 - grey - white]).argmax(axis=0) + 1
-    labels = np.where(mask, winner, 0).astype(np.uint8)
-    image, mask_image, dseg = (new_image(array, Grid.of(t1w)) for array in (data, mask.astype(np.uint8), labels))
+    labels[~mask] = 0
+    image, mask_image, dseg = (new_image(array, grid) for array in (data, mask.astype(np.uint8), labels))
     for made in (image, mask_image, dseg):
         made.set_sform(made.affine, _MNI_SPACE_CODE)
         made.set_qform(made.affine, _MNI_SPACE_CODE)
     return Template(EMBEDDED, image, mask_image, dseg, "tissue", TISSUES.copy())
+
+
+def _embedded_labels() -> np.ndarray:
+    """Return the number of the tissue with the largest share in each voxel, uint8; 3 where GM and WM have none."""
+    (_, grey), (_, white) = _read_nilearns("gm"), _read_nilearns("wm")
+    labels = np.empty(grey.shape, np.uint8)
+    for i in range(len(labels)):
+        labels[i] = np.stack([grey[i], white[i], 1.0 - grey[i] - white[i]]).argmax(axis=0) + 1
+    return labels
+
+
+def _read_nilearns(kind: str) -> tuple[Grid, np.ndarray]:
+    """Read the image `t1`, `gm` or `wm` that nilearn carries, float32 and scaled to 1 as its own loaders do.
+
+    Those would import scikit-learn besides, into each worker process: 80 MB and a second.
+    """
+    spec = find_spec("nilearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"template {EMBEDDED}: expected the package nilearn, which carries it, found none")
+    folder = Path(spec.submodule_search_locations[0], "datasets", "data")
+    image: Any = nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
+    data = np.array(image.dataobj, dtype=np.float32)
+    data /= data.max()
+    return Grid.of(image), data
 
 
 def _stripped(

@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from mmln_pipeline.cli.parser import build_parser
     from mmln_pipeline.cli.registering import PairsError
-    from mmln_pipeline.machine.home import ensure_home
+    from mmln_pipeline.machine.environment import prepare_environment
     from mmln_pipeline.registration.result import TopologyError
 
-    ensure_home()
+    prepare_environment()
     options = build_parser().parse_args(argv)
     try:
         with warnings.catch_warnings():

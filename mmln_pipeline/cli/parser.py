@@ -53,36 +53,41 @@ def _add_register(subparsers: Any) -> None:
         "  mmln register -f MNI152NLin2009aSym -m B_T1w.nii.gz -o out/B_ --outputs moved,transform\n"
         "  mmln register --pairs pairs.tsv --output-dir out --jobs 2",
     )
-    _add_pair(parser, required=False)
-    parser.add_argument(
+    masks = _add_pair(parser, required=False)
+    masks.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
+    masks.add_argument(
+        "--moving-lesion",
+        metavar="MASK",
+        help="lesion mask on the moving image's grid: it steers neither the linear start nor the refinement",
+    )
+    many = parser.add_argument_group("many pairs")
+    many.add_argument(
         "--pairs",
         metavar="TSV",
         help="many pairs, one a row: columns fixed and moving (or one of them by its option), name, and where wanted "
         "fixed_dseg, moving_dseg, fixed_mask, moving_mask, moving_lesion; each gets a folder of its name in "
         "--output-dir, and what is done is not done again",
     )
-    parser.add_argument(
+    many.add_argument(
         "--jobs",
         type=reader(Option(help="", lowest=1).parse),
         default=1,
         metavar="N",
         help="pairs at once (default: 1)",
     )
-    where = parser.add_mutually_exclusive_group(required=True)
+    results = parser.add_argument_group("results")
+    where = results.add_mutually_exclusive_group(required=True)
     where.add_argument("--output-dir", metavar="DIR", help="folder for the results")
     where.add_argument(
         "-o", "--output-prefix", metavar="PREFIX", help="in place of --output-dir: what all paths of results begin with"
     )
-    parser.add_argument(
+    results.add_argument(
         "--outputs", metavar="NAME[,NAME...]", help=f"which to write: {', '.join(OUTPUTS)} (default: all)"
     )
-    parser.add_argument("--moving-mask", metavar="MASK", help="brain mask on the moving image's grid")
-    parser.add_argument(
-        "--moving-lesion",
-        metavar="MASK",
-        help="lesion mask on the moving image's grid: it steers neither the linear start nor the refinement",
+    add_options(
+        parser.add_argument_group("how to register"), Settings, "init", "model", "refine", "topology", "random_seed"
     )
-    add_options(parser, Settings, "init", "model", "refine", "topology", "device", "threads", "random_seed")
+    add_options(parser.add_argument_group("machine"), Settings, "device", "threads")
 
 
 def _add_apply(subparsers: Any) -> None:
@@ -275,17 +280,21 @@ def _add_command(subparsers: Any, name: str, run: Any, text: str, example: str) 
     return parser
 
 
-def _add_pair(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument(
+def _add_pair(parser: argparse.ArgumentParser, required: bool = True) -> Any:
+    """Add what tells a pair, in groups of their own; return that of labels and masks."""
+    images = parser.add_argument_group("images")
+    images.add_argument(
         "-f", "--fixed", required=required, metavar="F", help="fixed brain image (NIfTI), or a template's name"
     )
-    parser.add_argument("-m", "--moving", required=required, metavar="M", help="moving brain image (NIfTI)")
-    parser.add_argument("--fixed-dseg", metavar="S", help="labels on the fixed image's grid")
-    parser.add_argument("--moving-dseg", metavar="S", help="labels on the moving image's grid")
-    parser.add_argument(
+    images.add_argument("-m", "--moving", required=required, metavar="M", help="moving brain image (NIfTI)")
+    more = parser.add_argument_group("labels and masks")
+    more.add_argument("--fixed-dseg", metavar="S", help="labels on the fixed image's grid")
+    more.add_argument("--moving-dseg", metavar="S", help="labels on the moving image's grid")
+    more.add_argument(
         "--labels",
         metavar="TSV",
         help="structures to score: a table with the columns name and index, or structures28, "
         "structures28:freesurfer, neuromorphometrics (default: all labels present)",
     )
-    parser.add_argument("--fixed-mask", metavar="MASK", help="brain mask on the fixed image's grid")
+    more.add_argument("--fixed-mask", metavar="MASK", help="brain mask on the fixed image's grid")
+    return more

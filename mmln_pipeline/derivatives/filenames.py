@@ -1,7 +1,8 @@
 """Every output name: one scan's derivatives and figures, the group's, and the dataset's files."""
 
+import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from mmln_pipeline.atlas.sources import FUSED
 from mmln_pipeline.derivatives.scans import Scan
@@ -20,6 +21,8 @@ QC_ENDING = "_desc-registration_qc.json"
 FUSED_ENDING = f"_space-T1w_seg-{FUSED}_qc.json"
 GROUP_TABLE = "group_registration.tsv"
 GROUP_REPORT = "group_registration.html"
+GROUP_VOLUMES = "group_volumes.tsv"
+GROUP_SHEET = "group_contact_sheet.html"
 
 # Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms, scores, and the group's
 # table and images. The validator asks about the folder of figures without a final slash.
@@ -35,6 +38,7 @@ BIDSIGNORE_LINES = (
         "*_qc.json",
         "*_qc.tsv",
     ),
+    *("/tpl-*", "/tpl-*/"),
     *("/group_*.tsv", "/space-*_T1w.nii.gz", "/space-*_T1w.json", "*_volumes.tsv", "*_volumes.json"),
 )
 
@@ -111,11 +115,43 @@ def derivative_paths(
         paths["dseg_std"] = std_labels_path(scan, template)
     if scan.has("lesion"):
         paths["lesion_std"] = f"{head}_space-{template}_label-lesion_mask.nii.gz"
+    for number, path in enumerate(scan.along, start=1):
+        paths[f"along_{number}"] = brought_path(path, template)
     if scan.others:
         paths["t1w_reference"] = f"{head}_desc-preproc_T1w.nii.gz"
         for number, image in enumerate(scan.images, start=1):
             paths[f"orig_xfm_{number}"] = f"{image.folder}/{image.stem}_from-orig_to-T1w_mode-image_xfm.h5"
     return paths
+
+
+def brought_path(path: Path, template: str) -> str:
+    """Name a file of a derivative dataset once it is in template space, relative to the output directory.
+
+    Parameters
+    ----------
+    path : Path
+        In its dataset; its name says `space-T1w`, or no space.
+    template : str
+        Name of the template.
+
+    Examples
+    --------
+    >>> brought_path(Path("fmriprep/sub-01/func/sub-01_task-rest_space-T1w_desc-preproc_bold.nii.gz"), "TPL")
+    'sub-01/func/sub-01_task-rest_space-TPL_desc-preproc_bold.nii.gz'
+    >>> brought_path(Path("fmriprep/sub-01/ses-1/anat/sub-01_ses-1_hemi-L_desc-smooth_pial.surf.gii"), "TPL")
+    'sub-01/ses-1/anat/sub-01_ses-1_hemi-L_space-TPL_desc-smooth_pial.surf.gii'
+    """
+    # In BIDS's order, what follows the space is one of these, or the suffix.
+    rest = r"((?:_(?:cohort|res|den|label|desc)-[^_]+)*_[^_]+)$"
+    name = re.sub(rest, rf"_space-{template}\1", re.sub("_space-[^_]+", "", path.name))
+    parts = path.parts
+    first = max(number for number, part in enumerate(parts[:-1]) if part.startswith("sub-"))
+    return "/".join([*parts[first:-1], name])
+
+
+def volumes_glob(scan: Scan) -> str:
+    """Return the pattern of the tables of volumes of one scan, relative to the output directory."""
+    return f"{scan.folder}/{scan.stem}_space-T1w_seg-*_volumes.tsv"
 
 
 def std_labels_path(scan: Scan, template: str) -> str:
@@ -182,6 +218,41 @@ def figure_paths(scan: Scan, template: str, atlas: str | None = None) -> dict[st
     if atlas:
         paths["figure_labels"] = f"{head}_space-T1w_seg-{atlas}_dseg.svg"
     return paths
+
+
+def study_template_paths(name: str, has_dseg: bool = False) -> dict[str, str]:
+    """Name the files of a group's template.
+
+    Parameters
+    ----------
+    name : str
+        Of the template.
+    has_dseg : bool, default False
+        Whether there are labels.
+
+    Returns
+    -------
+    dict
+        Path relative to the output directory, by the name of the workflow's output.
+    """
+    head = f"tpl-{name}/tpl-{name}"
+    return {
+        "template": f"{head}_T1w.nii.gz",
+        "mask": f"{head}_desc-brain_mask.nii.gz",
+        **({"dseg": f"{head}_dseg.nii.gz"} if has_dseg else {}),
+        "convergence": f"{head}_convergence.tsv",
+        "page": f"tpl-{name}.html",
+    }
+
+
+def template_label_table(name: str) -> str:
+    """Return the name of the table that explains the labels of a group's template."""
+    return f"tpl-{name}/tpl-{name}_dseg.tsv"
+
+
+def template_description(name: str) -> str:
+    """Return the name of the file that describes a group's template, as TemplateFlow has it."""
+    return f"tpl-{name}/template_description.json"
 
 
 def group_paths(template: str) -> dict[str, str]:

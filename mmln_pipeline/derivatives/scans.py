@@ -26,6 +26,10 @@ class Scan:
         Labels in the image's space.
     lesion : Path or None
         Lesion mask in the image's space.
+    lesion_other : Path or None
+        That of the other hemisphere, where each has its own: the two are joined.
+    along : tuple of Path
+        Images, series and surfaces in the image's space, to be brought to the templates with it.
     others : tuple of Scan
         Further images of the same anatomy, such as runs: aligned rigidly and averaged with this one.
     reference : str
@@ -38,6 +42,8 @@ class Scan:
     mask: Path | None = None
     dseg: Path | None = None
     lesion: Path | None = None
+    lesion_other: Path | None = None
+    along: tuple[Path, ...] = ()
     others: tuple["Scan", ...] = ()
     reference: str = "first-lex"
 
@@ -63,6 +69,7 @@ class Scan:
     def files(self) -> dict[str, str]:
         """Return the files that are there of all its images, by what they are and whose."""
         kinds = {"T1w image": "t1w", "brain mask": "mask", "labels": "dseg", "lesion mask": "lesion"}
+        kinds["right lesion mask"] = "lesion_other"
         return {
             f"{name} of {image.t1w.name}": str(path)
             for image in self.images

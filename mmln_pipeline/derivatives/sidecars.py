@@ -1,5 +1,6 @@
 """What the sidecars beside the outputs say."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,50 @@ def group_sidecar(
     }
 
 
+def study_template_sidecars(
+    scans: Sequence[Scan], provenance: Provenance, name: str, iterations: int
+) -> dict[str, dict[str, Any]]:
+    """Compose the JSON sidecars of a group's template.
+
+    Parameters
+    ----------
+    scans : sequence of Scan
+        The images behind it.
+    provenance : Provenance
+        What the run says about itself; its template is the one whose pose was taken.
+    name : str
+        What the new template is called.
+    iterations : int
+        How many times the brains were registered to their mean.
+
+    Returns
+    -------
+    dict
+        Sidecar content, by the same keys as `study_template_paths`.
+    """
+    given = {
+        kind: [provenance.uri(getattr(image, kind)) for scan in scans for image in scan.images if getattr(image, kind)]
+        for kind in ("t1w", "mask", "dseg")
+    }
+    common = {"SpatialReference": name, "NumberOfImages": len(scans), "Iterations": iterations} | _method(provenance)
+    return {
+        "template": {
+            "Description": "Mean of the brains where they lie on average, each divided by the 99.5 percentile of its "
+            "own intensities (and cut off at 1)",
+            "Sources": given["t1w"],
+            "SkullStripped": True,
+            **common,
+        },
+        "mask": {
+            "Description": "Where at least half of the brains are",
+            "Sources": given["mask"] or given["t1w"],
+            "Type": "Brain",
+            **common,
+        },
+        "dseg": {"Description": "What most of the brains' labels say", "Sources": given["dseg"], **common},
+    }
+
+
 def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> dict[str, dict]:
     """Compose the JSON sidecars of one scan's derivatives.
 
@@ -125,7 +170,7 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
     t1w = f"bids::{paths['t1w_reference']}" if scan.others else images[0]
     given = {
         kind: [provenance.uri(getattr(image, kind)) for image in scan.images if getattr(image, kind)]
-        for kind in ("mask", "dseg", "lesion")
+        for kind in ("mask", "dseg", "lesion", "lesion_other")
     }
     mask = given["mask"]
     forward, inverse = f"bids::{paths['forward_xfm']}", f"bids::{paths['inverse_xfm']}"
@@ -188,8 +233,14 @@ def sidecars(scan: Scan, provenance: Provenance, atlas: str | None = None) -> di
     if scan.has("lesion"):
         content["lesion_std"] = {
             "Description": "Lesion mask of the T1w image, brought to the template",
-            "Sources": [*given["lesion"], forward],
+            "Sources": [*given["lesion"], *given["lesion_other"], forward],
             "Type": "Lesion",
+            **in_template,
+        }
+    for number, path in enumerate(scan.along, start=1):
+        content[f"along_{number}"] = _read_sidecar(path) | {
+            "Description": "Image or surface in the space of the T1w image, brought to the template",
+            "Sources": [provenance.uri(path), forward],
             **in_template,
         }
     if scan.others:
@@ -242,6 +293,15 @@ def fused_sidecars(scan: Scan, provenance: Provenance, atlases: Sequence[tuple[s
         },
         "fused_volumes": _describe_volumes(paths["fused_dseg"], FUSED) | common,
     }
+
+
+def _read_sidecar(path: Path) -> dict[str, Any]:
+    """Read what stands beside a file, such as a series' repetition time; nothing where there is nothing to read."""
+    try:
+        content = json.loads(path.with_name(f"{path.name.split('.')[0]}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _describe_volumes(dseg: str, atlas: str) -> dict:

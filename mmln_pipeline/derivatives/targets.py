@@ -39,6 +39,8 @@ class Target:
         What tells the fields of this target from those of the run's others; empty where it is the only one.
     formats : tuple of str
         Other tools that get the transforms as their own files.
+    votes : bool
+        Whether its labels are fused with those of others.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Target:
     spaced: bool = False
     suffix: str = ""
     formats: tuple[str, ...] = ()
+    votes: bool = True
 
     @property
     def workflow_name(self) -> str:
@@ -136,7 +139,7 @@ def targets_of(scan: Scan, targets: Sequence[Target]) -> tuple[Target, ...]:
 
 
 def fused_targets(targets: Sequence[Target]) -> tuple[Target, ...]:
-    """Return the targets whose labels are fused: all that have some, if there are at least two.
+    """Return the targets whose labels are fused: all that have some and vote, if there are at least two.
 
     Parameters
     ----------
@@ -147,5 +150,5 @@ def fused_targets(targets: Sequence[Target]) -> tuple[Target, ...]:
     -------
     tuple of Target
     """
-    labelled = tuple(target for target in targets if target.atlas)
+    labelled = tuple(target for target in targets if target.atlas and target.votes)
     return labelled if len(labelled) > 1 else ()

@@ -44,7 +44,11 @@ class Average:
     support: Nifti1Image | None = None
 
 
-def average_images(paths: Mapping[str, Path], prepare: Callable[[np.ndarray], np.ndarray] | None = None) -> Average:
+def average_images(
+    paths: Mapping[str, Path],
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    look: Callable[[str, Nifti1Image], None] | None = None,
+) -> Average:
     """Average images that share a grid; those that cannot take part are named, and stop nothing.
 
     Parameters
@@ -54,6 +58,8 @@ def average_images(paths: Mapping[str, Path], prepare: Callable[[np.ndarray], np
     prepare : callable, optional
         What is done to each array, float32, shape (I, J, K), before it counts, such as scaling; a ValueError
         refuses the image.
+    look : callable, optional
+        Called with name and image, as they count, of each that takes part: so that it is read once.
 
     Returns
     -------
@@ -76,6 +82,8 @@ def average_images(paths: Mapping[str, Path], prepare: Callable[[np.ndarray], np
         strength = np.abs(array)
         support += strength > _BACKGROUND * strength.max()
         names.append(name)
+        if look is not None:
+            look(name, new_image(array, grid))
     if not names:
         return Average(refused=refused)
     sd = new_image(moments.sd.astype(np.float32), grid) if len(names) > 1 else None

@@ -7,7 +7,9 @@ import os
 
 os.environ.setdefault("NIPYPE_NO_ET", "1")
 
+from mmln_pipeline.interfaces.brain_averaging import AverageBrains, ReportTemplate, StartTemplate
 from mmln_pipeline.interfaces.brain_extraction import BrainExtraction, SynthStrip
+from mmln_pipeline.interfaces.bringing_along import BringAlong
 from mmln_pipeline.interfaces.mmln import ApplyMMLNTransform, ConvertTransform, MMLNRegistration
 from mmln_pipeline.interfaces.preprocessing import (
     AffineInit,
@@ -25,7 +27,9 @@ from mmln_pipeline.interfaces.subject_reference import SubjectReference
 __all__ = [
     "AffineInit",
     "ApplyMMLNTransform",
+    "AverageBrains",
     "BrainExtraction",
+    "BringAlong",
     "ConformGrid",
     "ConvertTransform",
     "CorrectBias",
@@ -38,8 +42,10 @@ __all__ = [
     "PlotLabels",
     "PlotRegistration",
     "RecordRegistration",
+    "ReportTemplate",
     "SaveDerivative",
     "ScoreLabels",
+    "StartTemplate",
     "SubjectReference",
     "SynthStrip",
 ]

@@ -12,6 +12,7 @@ from nipype.interfaces.base import (
 
 from mmln_pipeline.interfaces.preprocessing import optional
 from mmln_pipeline.interfaces.settings_traits import make_trait
+from mmln_pipeline.registration.result import OUTPUTS
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.interpolation import FOR_LABELS, INTERPOLATIONS
@@ -35,6 +36,7 @@ class _MMLNRegistrationInputSpec(BaseInterfaceInputSpec):
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="count this node as a GPU node (scheduling)")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
     random_seed = make_trait(Settings, "random_seed")
+    outputs = traits.List(traits.Enum(*OUTPUTS), desc="parts of the result to save (default: all)")
 
 
 class _MMLNRegistrationOutputSpec(TraitedSpec):
@@ -73,9 +75,11 @@ class MMLNRegistration(SimpleInterface):
             topology=self.inputs.topology,
         )
         names = {"transform": "forward_xfm", "inverse": "inverse_xfm"}
-        self._results.update({names.get(part, part): str(path) for part, path in result.save(cwd).items()})
-        self._results["log_jacobian"] = str(cwd / "log_jacobian.nii.gz")
-        save_image(result.log_jacobian, self._results["log_jacobian"])
+        saved = result.save(cwd, optional(self.inputs.outputs))
+        self._results.update({names.get(part, part): str(path) for part, path in saved.items()})
+        if "jacobian" in saved:
+            self._results["log_jacobian"] = str(cwd / "log_jacobian.nii.gz")
+            save_image(result.log_jacobian, self._results["log_jacobian"])
         return runtime
 
 

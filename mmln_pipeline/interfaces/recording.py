@@ -24,9 +24,11 @@ PACKAGES = ("mmln-pipeline", "torch", "SimpleITK", "nipype", "nibabel", "numpy",
 class _RecordRegistrationInputSpec(BaseInterfaceInputSpec):
     metrics = File(exists=True, mandatory=True, desc="scores and timings of the registration (JSON)")
     brain_mask = traits.Str(desc="where the moving image's brain mask came from, in words")
+    seconds_reference = traits.Float(desc="duration of averaging the subject's images, s")
     seconds_brain = traits.Float(desc="duration of the brain extraction, s")
     seconds_bias = traits.Float(desc="duration of the bias correction, s")
     seconds_affine = traits.Float(desc="duration of the affine, s")
+    seconds_figures = traits.Float(desc="duration of drawing the report's figures, s")
     facts = traits.Dict(desc="what else the record should say: subject, template, model")
     sources = traits.Dict(
         traits.Str,
@@ -68,13 +70,20 @@ class RecordRegistration(SimpleInterface):
         return runtime
 
     def _seconds(self, measured):
-        """Put the durations of the earlier steps before those of the registration."""
+        """Put the durations of all steps in their order, and their sum."""
+        of_registration = {key: value for key, value in measured.items() if key != "total"}
         steps = {
+            "reference": optional(self.inputs.seconds_reference),
             "brain_extraction": optional(self.inputs.seconds_brain),
             "bias_correction": optional(self.inputs.seconds_bias),
             "affine_init": optional(self.inputs.seconds_affine),
+            **of_registration,
+            "figures": optional(self.inputs.seconds_figures),
         }
-        return {key: value for key, value in steps.items() if value is not None} | measured
+        known = {key: value for key, value in steps.items() if value is not None}
+        # What the registration did between its stages counts too: its own total, not their sum.
+        between = (measured.get("total") or 0.0) - sum(value for value in of_registration.values() if value is not None)
+        return known | {"total": sum(known.values()) + max(0.0, between)}
 
 
 def write_record(scores: dict, folder: Path) -> dict:

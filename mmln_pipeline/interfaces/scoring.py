@@ -1,5 +1,6 @@
 """Nipype interfaces that score a registration and draw it."""
 
+import time
 from pathlib import Path
 
 from nipype.interfaces.base import (
@@ -75,6 +76,7 @@ class _PlotRegistrationInputSpec(BaseInterfaceInputSpec):
 
 
 class _PlotRegistrationOutputSpec(TraitedSpec):
+    seconds = traits.Float(desc="duration of the step, s")
     out_registration = File(exists=True, desc="before and after registration (SVG)")
     out_warp = File(exists=True, desc="warped grid (SVG)")
     out_jacobian = File(exists=True, desc="log-Jacobian map (SVG)")
@@ -92,6 +94,7 @@ class PlotRegistration(SimpleInterface):
         from mmln_pipeline.reporting import figures
         from mmln_pipeline.space.transforms import read_transform
 
+        start = time.perf_counter()
         images, cwd = self._load(), Path(runtime.cwd)
         fixed, mask = images["fixed"], images["fixed_mask"]
         self._results.update({f"out_{key}": str(cwd / f"{key}.svg") for key in ("registration", "warp", "jacobian")})
@@ -110,6 +113,7 @@ class PlotRegistration(SimpleInterface):
             self._results["out_labels"] = str(cwd / "labels.svg")
             names = optional(self.inputs.label_names)
             figures.plot_labels(images["moving"], images["moving_labels"], self._results["out_labels"], names=names)
+        self._results["seconds"] = time.perf_counter() - start
         return runtime
 
     def _load(self):

@@ -1,5 +1,6 @@
 """Nipype interface that makes one T1w image, with its mask and labels on its grid, of what a dataset holds."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,16 @@ class _SubjectReferenceInputSpec(BaseInterfaceInputSpec):
     in_files = traits.List(File(), mandatory=True, desc="T1w images of one subject, the first one first")
     in_masks = _companions("brain mask of each image, or an empty string")
     in_dsegs = _companions("labels of each image, or an empty string")
-    in_lesions = _companions("lesion mask of each image, or an empty string")
+    in_lesions = traits.List(
+        traits.Either(traits.Enum(""), File(), traits.List(File())),
+        desc="lesion mask of each image, several that are joined, or an empty string",
+    )
     kind = traits.Enum(*REFERENCES, usedefault=True, desc="in the space of the first image, or midway")
     random_seed = traits.Int(0, usedefault=True, desc="seed of the alignment's sampling")
 
 
 class _SubjectReferenceOutputSpec(TraitedSpec):
+    seconds = traits.Float(desc="duration of the step, s")
     out_file = File(exists=True, desc="the image itself, or the mean of several")
     out_mask = File(exists=True, desc="brain mask on its grid: what half of the masks mark; undefined without masks")
     out_dseg = File(exists=True, desc="labels on its grid, of the first image that has some; undefined without labels")
@@ -51,6 +56,7 @@ class SubjectReference(SimpleInterface):
         from mmln_pipeline.images.volumes import save_image
         from mmln_pipeline.space.transforms import Transform
 
+        start = time.perf_counter()
         self._folder = Path(runtime.cwd)
         companions = {kind: self._load_companions(kind) for kind in ("mask", "dseg", "lesion")}
         matrices = [np.eye(4)]
@@ -65,6 +71,7 @@ class SubjectReference(SimpleInterface):
             if images:
                 combined = self._combine(kind, images, matrices)
                 self._results[f"out_{kind}"] = str(save_image(combined, self._folder / f"{kind}.nii.gz"))
+        self._results["seconds"] = time.perf_counter() - start
         return runtime
 
     def _load_companions(self, kind):
@@ -78,8 +85,11 @@ class SubjectReference(SimpleInterface):
             if path:
                 image_path = self.inputs.in_files[number]
                 image = load_image(image_path, name="T1w")
-                labels = load_labels(path, name=kind)
-                images[number] = labels_on_grid(labels, image, f"{kind} {path}", f"T1w {image_path}")
+                own = [
+                    labels_on_grid(load_labels(file, name=kind), image, f"{kind} {file}", f"T1w {image_path}")
+                    for file in (path if isinstance(path, list) else [path])
+                ]
+                images[number] = own[0] if len(own) == 1 else _join(own)
         return images
 
     def _build(self, masks):
@@ -104,3 +114,11 @@ class SubjectReference(SimpleInterface):
             return Transform((matrices[number],)).resample(images[number], grid, "nearest")
         chosen = [matrices[number] for number in images]
         return combine_masks(list(images.values()), chosen, grid, "any" if kind == "lesion" else "majority")
+
+
+def _join(masks):
+    """Return what any of several masks on one grid marks."""
+    from mmln_pipeline.space.grids import new_image
+
+    marked = np.any([np.asanyarray(mask.dataobj) != 0 for mask in masks], axis=0)
+    return new_image(marked.astype(np.uint8), masks[0])

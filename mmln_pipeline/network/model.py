@@ -21,7 +21,7 @@ Zhao et al., Recursive cascaded networks, ICCV 2019.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -134,10 +134,11 @@ class MMLN(nn.Module):
             Velocity fields in the order of :func:`mmln_pipeline.fields.integration.integrate`: one for each run of a
             level when they compose, their sum alone when they add.
         """
-        outputs = self.run(fixed, moving, None if finest else max(1, self.config.levels - 1))
+        outputs = self._runs(fixed, moving, None if finest else max(1, self.config.levels - 1))
+        fields = [(output.velocity, output.residual) for output in outputs]  # features need not stay
         if self.config.combine == "add":
-            return (outputs[-1].velocity,)
-        return tuple(out.residual for out in outputs)
+            return (fields[-1][0],)
+        return tuple(residual for _, residual in fields)
 
     def run(self, fixed: Tensor, moving: Tensor, finest: int | None = None) -> list[LevelOutput]:
         """Run the 3-D branch in the order of the schedule.
@@ -152,11 +153,14 @@ class MMLN(nn.Module):
         -------
         list of LevelOutput
         """
+        return list(self._runs(fixed, moving, finest))
+
+    def _runs(self, fixed: Tensor, moving: Tensor, finest: int | None) -> Iterator[LevelOutput]:
         pairs = self.pyramid(fixed, moving)
-        outputs: list[LevelOutput] = []
+        output = None
         for level in self.config.runs(finest):
-            outputs.append(self.run_level(level, *pairs[level], outputs[-1] if outputs else None))
-        return outputs
+            output = self.run_level(level, *pairs[level], output)
+            yield output
 
     def pyramid(self, fixed: Tensor, moving: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Return the pair at every level's size, by the level."""

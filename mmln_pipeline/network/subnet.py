@@ -35,7 +35,7 @@ class Subnet(nn.Module):
         self.velocity_range = velocity_range
         self.encode = nn.Sequential(
             conv(in_channels, channels, 3, padding=1, bias=False),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
             conv(channels, channels, 3, padding=1, bias=False),
         )
         self.down = conv(channels, channels, 3, stride=stride, padding=1, bias=False)
@@ -43,7 +43,7 @@ class Subnet(nn.Module):
             nn.Sequential(
                 nn.LeakyReLU(0.2),
                 conv(channels, channels, 3, padding=1, bias=False),
-                nn.LeakyReLU(0.2),
+                nn.LeakyReLU(0.2, inplace=True),
                 conv(channels, channels, 3, padding=1, bias=False),
             )
             for _ in range(5)
@@ -73,10 +73,10 @@ class Subnet(nn.Module):
         if carried is not None:
             y = y + resize_image(carried, y.shape[2:])
         for block in self.blocks:
-            y = F.leaky_relu(y + block(y), 0.2)
+            y = F.leaky_relu(block(y).add_(y), 0.2, inplace=True)
         y = self.up(y)
         y = crop(y, tuple(slice(0, n) for n in skip.shape[2:]))  # at an odd size the transposed convolution adds one
-        features = F.leaky_relu(self.decode(torch.cat([y, skip], dim=1)), 0.2)
+        features = F.leaky_relu(self.decode(torch.cat([y, skip], dim=1)), 0.2, inplace=True)
         with torch.autocast(x.device.type, enabled=False):
             velocity = self.velocity_range * F.softsign(self.head(features.float())).contiguous()
         return velocity, features

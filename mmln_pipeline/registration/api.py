@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 from mmln_pipeline.registration.result import Progress, QualityWarning, RegistrationResult, TopologyError
 from mmln_pipeline.registration.settings import Settings
@@ -18,23 +19,23 @@ __all__ = ["QualityWarning", "RegistrationResult", "TopologyError", "register"]
 
 if TYPE_CHECKING:
     import numpy as np
-    from nibabel import Nifti1Image
     from numpy.typing import NDArray
 
     from mmln_pipeline.atlas.labels import LabelTable
+    from mmln_pipeline.images.objects import ImageSource
 
 
 def register(
-    fixed: str | Path | Nifti1Image,
-    moving: str | Path | Nifti1Image,
+    fixed: ImageSource,
+    moving: ImageSource,
     *,
-    init: str | Path | NDArray[np.float64] = Settings.init,
-    fixed_dseg: str | Path | Nifti1Image | None = None,
-    moving_dseg: str | Path | Nifti1Image | None = None,
+    init: str | Path | NDArray[np.float64] | Any = Settings.init,
+    fixed_dseg: ImageSource | None = None,
+    moving_dseg: ImageSource | None = None,
     labels: str | Path | LabelTable | None = None,
-    fixed_mask: str | Path | Nifti1Image | None = None,
-    moving_mask: str | Path | Nifti1Image | None = None,
-    moving_lesion: str | Path | Nifti1Image | None = None,
+    fixed_mask: ImageSource | None = None,
+    moving_mask: ImageSource | None = None,
+    moving_lesion: ImageSource | None = None,
     model: str | Path = Settings.model,
     refine: int | str = Settings.refine,
     device: str = Settings.device,
@@ -48,20 +49,21 @@ def register(
 
     Parameters
     ----------
-    fixed, moving : path or Nifti1Image
+    fixed, moving : path, image of NiBabel or TorchIO, or (array, affine)
         Skull-stripped 3-D images, or raw heads together with their masks
-        (`mmln_pipeline.linear.skullstrip.find_brain`).
-    fixed_dseg, moving_dseg : path or Nifti1Image, optional
+        (`mmln_pipeline.linear.skullstrip.find_brain`). An affine leads from voxels to RAS mm.
+    fixed_dseg, moving_dseg : as `fixed`, optional
         Labels, each on the grid of its image; they are scored and never steer the registration.
     labels : path, name or LabelTable, optional
         Structures to score (``structures28`` is bundled); default: every label but the background.
-    fixed_mask, moving_mask : path or Nifti1Image, optional
+    fixed_mask, moving_mask : as `fixed`, optional
         Brain masks, each on the grid of its image; default: the non-zero voxels.
-    moving_lesion : path or Nifti1Image, optional
+    moving_lesion : as `fixed`, optional
         Where the moving brain has no counterpart in the fixed one (non-zero), on its grid: these voxels steer
         neither the linear start nor the refinement. The network itself knows nothing of lesions.
     init, model, refine, device, threads, random_seed, topology
-        How to register: the fields of :class:`~mmln_pipeline.registration.settings.Settings`.
+        How to register: the fields of :class:`~mmln_pipeline.registration.settings.Settings`. `init` may be a linear
+        transform too, of this package or of nitransforms.
     progress : callable, optional
         Called as ``progress(stage, done, total)``.
     refinement : RefinementSettings, optional
@@ -94,11 +96,12 @@ def register(
     is the certificate of the repair.
     """
     start = time.perf_counter()
+    prepare_environment()
     from mmln_pipeline.registration import steps
     from mmln_pipeline.registration.pair import load_pair
 
     settings = Settings(
-        init=init,
+        init=_start_of(init),
         model=model,
         refine=refine,
         device=device,
@@ -109,3 +112,12 @@ def register(
     steps.check(settings)
     pair = load_pair(fixed, moving, fixed_dseg, moving_dseg, labels, fixed_mask, moving_mask, moving_lesion)
     return steps.run(pair, settings, start, progress, refinement)
+
+
+def _start_of(init: Any) -> Any:
+    """Return a transform's matrix, and whatever else is given as it is."""
+    if not hasattr(init, "matrix"):
+        return init
+    if init.matrix is None:
+        raise ValueError(f"init: expected a linear transform, found {init!r}.")
+    return init.matrix

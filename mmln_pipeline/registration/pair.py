@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from mmln_pipeline.atlas.labels import LabelTable, load_label_table
 from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain
+from mmln_pipeline.images.objects import ImageSource, as_source
 from mmln_pipeline.linear.affine import load_affine
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.space.grids import check_same_grid, in_mm
 from mmln_pipeline.space.placement import find_placements, score_headers
-
-ImageSource = str | Path | Nifti1Image
 
 
 @dataclass(frozen=True)
@@ -75,26 +74,31 @@ def load_pair(
         If an image cannot be used, labels or a mask lie on another grid than their image, or the label
         table and the labels have no number in common.
     """
-    fixed_image, moving_image = _load_image(fixed, "fixed image"), _load_image(moving, "moving image")
-    table = load_label_table(labels) if isinstance(labels, (str, Path)) else labels
-    if table is not None and moving_dseg is None:
-        raise ValueError("labels: a label table needs labels to score; give the moving (and fixed) dseg too.")
-    files = {
+    given = {
         **{"fixed image": fixed, "moving image": moving, "fixed dseg": fixed_dseg, "moving dseg": moving_dseg},
         **{"fixed mask": fixed_mask, "moving mask": moving_mask, "moving lesion mask": moving_lesion},
     }
+    sources = {name: as_source(source, name) for name, source in given.items() if source is not None}
+    fixed_image, moving_image = (_load_image(sources[name], name) for name in ("fixed image", "moving image"))
+    table = load_label_table(labels) if isinstance(labels, (str, Path)) else labels
+    if table is not None and moving_dseg is None:
+        raise ValueError("labels: a label table needs labels to score; give the moving (and fixed) dseg too.")
+    images = {"fixed image": fixed_image, "moving image": moving_image}
+
+    def load(name: str, of: str, table: LabelTable | None = None) -> Nifti1Image | None:
+        return _load_labels(sources.get(name), name, images[of], of, table)
+
+    files = {name: path for name, path in sources.items() if isinstance(path, str | Path)}
+    fixed_brain = Brain(fixed_image, load("fixed mask", "fixed image"), name="fixed")
+    mask, lesion = load("moving mask", "moving image"), load("moving lesion mask", "moving image")
+    moving_brain = Brain(moving_image, mask, lesion, "moving")
     return Pair(
-        Brain(fixed_image, _load_labels(fixed_mask, "fixed mask", fixed_image, "fixed image"), name="fixed"),
-        Brain(
-            moving_image,
-            _load_labels(moving_mask, "moving mask", moving_image, "moving image"),
-            _load_labels(moving_lesion, "moving lesion mask", moving_image, "moving image"),
-            "moving",
-        ),
-        _load_labels(fixed_dseg, "fixed dseg", fixed_image, "fixed image", table),
-        _load_labels(moving_dseg, "moving dseg", moving_image, "moving image", table),
+        fixed_brain.like(moving_brain),
+        moving_brain.like(fixed_brain),
+        load("fixed dseg", "fixed image", table),
+        load("moving dseg", "moving image", table),
         table,
-        score_headers(find_placements({name: path for name, path in files.items() if isinstance(path, str | Path)})),
+        score_headers(find_placements(files)),
     )
 
 
@@ -133,7 +137,7 @@ def read_start(init: str | Path | NDArray[np.float64]) -> NDArray[np.float64] | 
     return load_affine(init)
 
 
-def _load_image(source: ImageSource, name: str) -> Nifti1Image:
+def _load_image(source: str | Path | Nifti1Image, name: str) -> Nifti1Image:
     """Read an image, or check one that is in memory already."""
     if not isinstance(source, Nifti1Image):
         return volumes.load_image(source, name=name)
@@ -147,7 +151,7 @@ def _load_image(source: ImageSource, name: str) -> Nifti1Image:
 
 
 def _load_labels(
-    source: ImageSource | None,
+    source: str | Path | Nifti1Image | None,
     name: str,
     reference: Nifti1Image,
     reference_name: str,

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +46,16 @@ class TopologyError(RuntimeError):
     """The warp folds and could not be repaired: the input was right, and yet there is no result to vouch for."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RegistrationResult:
     """What a registration gives.
 
+    In a notebook a result shows its verdict, its main scores and three planes before and after.
+
     Attributes
     ----------
+    fixed, moving : Nifti1Image
+        The images that were registered, as they were given.
     moved : Nifti1Image
         The moving image on the fixed image's own grid, sampled once from the native moving image.
     moved_dseg : Nifti1Image or None
@@ -71,6 +76,8 @@ class RegistrationResult:
         the verdict on them (see `mmln_pipeline.scores.quality`).
     """
 
+    fixed: Nifti1Image
+    moving: Nifti1Image
     moved: Nifti1Image
     moved_dseg: Nifti1Image | None
     transform: Transform
@@ -79,6 +86,85 @@ class RegistrationResult:
     warp: DisplacementField
     jacobian: Nifti1Image
     metrics: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        from mmln_pipeline.registration.display import list_scores
+
+        verdict = (self.metrics.get("qc") or {}).get("verdict", "not judged")
+        scores = (f"{name} {value}" for name, value in list_scores(self.metrics).items())
+        size = "x".join(map(str, self.moved.shape))
+        return f"<RegistrationResult: {verdict}, {', '.join((*scores, f'on {size} voxels'))}>"
+
+    def _repr_html_(self) -> str:
+        from mmln_pipeline.registration.display import to_html
+
+        return to_html(self)
+
+    def plot(self, view: str = "moved", **settings: Any) -> Any:
+        """Draw the result with nilearn: the edges of the fixed image over the moving one, or the volume changes.
+
+        Parameters
+        ----------
+        view : {"moved", "before", "fixed", "log_jacobian"}, default="moved"
+            The moving image after registration or before it, the fixed image, or the log-Jacobian over it.
+        **settings
+            Go to nilearn's `plot_anat` (`plot_stat_map` for the log-Jacobian), such as `cut_coords` or `display_mode`.
+
+        Returns
+        -------
+        nilearn.plotting.displays.BaseSlicer
+            The display, to draw more on or to save (`display.savefig`).
+
+        Raises
+        ------
+        ValueError
+            If the view is another.
+        """
+        from mmln_pipeline.registration.display import plot
+
+        return plot(self, view, **settings)
+
+    def to_nitransforms(self) -> Any:
+        """Return `transform` as nitransforms has it: a dense field on the fixed image's grid.
+
+        Returns
+        -------
+        nitransforms.nonlinear.DenseFieldTransform
+            For `nitransforms.resampling.apply`; between the voxels of the fixed image it is interpolated linearly.
+
+        Raises
+        ------
+        ValueError
+            If nitransforms is not installed.
+        """
+        from mmln_pipeline.space.other_tools import to_nitransforms
+
+        return to_nitransforms(self.transform, self.fixed)
+
+    def to_torchio(self) -> Any:
+        """Return the result as a subject of TorchIO.
+
+        Returns
+        -------
+        torchio.Subject
+            Images `fixed`, `moved` and `jacobian`, and the label map `moved_dseg` where there is one; all on one grid.
+
+        Raises
+        ------
+        ValueError
+            If TorchIO is not installed.
+        """
+        from mmln_pipeline.images.objects import to_torchio
+
+        images = {"fixed": self.fixed, "moved": self.moved, "jacobian": self.jacobian}
+        return to_torchio(images, {"moved_dseg": self.moved_dseg} if self.moved_dseg else {})
+
+    @property
+    def before(self) -> Nifti1Image:
+        """The moving image on the fixed grid by `affine` alone: where the warp began."""
+        from mmln_pipeline.space.transforms import Transform
+
+        return Transform((self.affine,)).resample(self.moving, self.fixed, "linear")
 
     @property
     def log_jacobian(self) -> Nifti1Image:
@@ -126,20 +212,18 @@ class RegistrationResult:
         """
         from mmln_pipeline.images.volumes import save_image
         from mmln_pipeline.machine.files import write_text
+        from mmln_pipeline.machine.parallel import at_once
         from mmln_pipeline.space.itk import save_displacement
 
         start = time.perf_counter()
         folder = check_output_dir(output_dir)
         names = [name for name in OUTPUTS if outputs is None or name in outputs]
         paths = {name: folder / f"{prefix}{OUTPUTS[name]}" for name in names if getattr(self, name) is not None}
-        for name in ("moved", "moved_dseg", "jacobian"):
-            if name in paths:
-                save_image(getattr(self, name), paths[name])
-        for name in ("transform", "inverse"):
-            if name in paths:
-                getattr(self, name).save(paths[name])
-        if "warp" in paths:
-            save_displacement(self.warp, paths["warp"])
+        writers = {"transform": self.transform.save, "inverse": self.inverse.save} | {
+            name: partial(save_image, getattr(self, name)) for name in ("moved", "moved_dseg", "jacobian")
+        }
+        writers["warp"] = partial(save_displacement, self.warp)
+        at_once(*(partial(write, paths[name]) for name, write in writers.items() if name in paths))
         seconds, took = self.metrics["seconds"], time.perf_counter() - start
         content = self.metrics | {"seconds": seconds | {"save": took, "total": seconds["total"] + took}}
         if "metrics" in paths:  # last: who finds them finds all

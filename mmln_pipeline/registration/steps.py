@@ -25,9 +25,10 @@ from mmln_pipeline.fields import topology, warping
 from mmln_pipeline.fields.integration import correct_inverse, integrate, taper
 from mmln_pipeline.fields.jacobian import jacobian_determinant
 from mmln_pipeline.images import volumes
-from mmln_pipeline.images.brain import Brain
+from mmln_pipeline.images.brain import Brain, check_size
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
+from mmln_pipeline.machine.parallel import at_once
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.refinement import descent
 from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
@@ -93,7 +94,7 @@ def run(
     Raises
     ------
     ValueError
-        If the model is unknown or the images do not overlap.
+        If the model is unknown, a brain is too small for a human's, or the images do not overlap.
     TopologyError
         If the warp still folds after the repair.
     """
@@ -102,6 +103,8 @@ def run(
     with clock.stage("load"):
         _prepare_machine(settings, device)
         model, card = loaded or weights.load_model(settings.model, device)
+    for brain in (pair.fixed, pair.moving):
+        check_size(brain, model.config.grid)
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):
         matrix = _linear_start(pair, settings)
@@ -288,21 +291,25 @@ def _resample(
     linear_inverse = [] if is_identity else [np.linalg.inv(matrix)]
     there, back = (displacement_from_voxels(u[0].numpy(), network.grid.affine) for u in (field.forward, field.backward))
     transform = Transform([there, *linear])
-    warp = transform.displacement(pair.fixed.image)
-    offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
-    determinant = jacobian_determinant(offsets)[0].numpy()
-    moved_dseg = None
-    if pair.moving_dseg is not None:
-        moved_dseg = transform.resample(pair.moving_dseg, pair.fixed.image, "nearest")
-    return dict(
-        moved=transform.resample(pair.moving.image, pair.fixed.image, "linear"),
-        moved_dseg=moved_dseg,
-        transform=transform,
-        inverse=Transform([*linear_inverse, back]),
-        affine=matrix,
-        warp=warp,
-        jacobian=new_image(determinant, pair.fixed.image),
-    )
+
+    def measure() -> dict[str, Any]:
+        warp = transform.displacement(pair.fixed.image)
+        offsets = torch.from_numpy(displacement_to_voxels(warp))[None]
+        return {"warp": warp, "jacobian": new_image(jacobian_determinant(offsets)[0].numpy(), pair.fixed.image)}
+
+    def move(name: str, image: Nifti1Image | None, interpolation: str) -> dict[str, Any]:
+        return {name: None if image is None else transform.resample(image, pair.fixed.image, interpolation)}
+
+    with transform.held():
+        parts = at_once(
+            measure,
+            lambda: move("moved", pair.moving.image, "linear"),
+            lambda: move("moved_dseg", pair.moving_dseg, "nearest"),
+        )
+    sampled = {name: image for part in parts for name, image in part.items()}
+    inputs = {"fixed": pair.fixed.image, "moving": pair.moving.image}
+    transforms = {"transform": transform, "inverse": Transform([*linear_inverse, back]), "affine": matrix}
+    return inputs | sampled | transforms
 
 
 def _score(
@@ -312,24 +319,38 @@ def _score(
     matrix: NDArray[np.float64],
     warp: _Warp,
 ) -> dict[str, Any]:
-    before = after = None
-    if pair.moving_dseg is not None and moved_dseg is not None:
-        linear = Transform([matrix]).resample(pair.moving_dseg, pair.fixed.image, "nearest")
-        before, after = np.asarray(linear.dataobj), np.asarray(moved_dseg.dataobj)
-    fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
-    scores = evaluation.score_labels(fixed_labels, before, after, pair.fixed.image.affine, pair.labels)
-    scores |= evaluation.score_field(warp.forward, network.brain, warp.inverted)
-    warped = warping.warp(network.moving, warp.forward)[0, 0].numpy()
     fixed, moving = network.fixed[0, 0].numpy(), network.moving[0, 0].numpy()
-    scores["similarity"] = evaluation.score_similarity(fixed, moving, warped, network.brain)
-    scores |= evaluation.score_contrast(fixed, moving)
-    scores |= evaluation.score_field_of_view(pair.moving.outline)
     outline = _carry(pair.moving.outline, matrix, network.grid)
-    moved = warping.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy() >= 0.5
-    scores |= evaluation.score_overlap(network.brain, outline, moved) | evaluation.score_affine(matrix)
-    scores["inverse_consistency_mm"] = metrics.inverse_consistency(
-        warp.forward[0].numpy(), warp.backward[0].numpy(), network.brain, network.grid.spacing.tolist()
+
+    def label_scores() -> dict[str, Any]:
+        before = after = None
+        if pair.moving_dseg is not None and moved_dseg is not None:
+            linear = Transform([matrix]).resample(pair.moving_dseg, pair.fixed.image, "nearest")
+            before, after = np.asarray(linear.dataobj), np.asarray(moved_dseg.dataobj)
+        fixed_labels = None if pair.fixed_dseg is None else np.asarray(pair.fixed_dseg.dataobj)
+        return evaluation.score_labels(fixed_labels, before, after, pair.fixed.image.affine, pair.labels)
+
+    def similarity() -> dict[str, Any]:
+        warped = warping.warp(network.moving, warp.forward)[0, 0].numpy()
+        return {"similarity": evaluation.score_similarity(fixed, moving, warped, network.brain)}
+
+    def overlap() -> dict[str, Any]:
+        moved = warping.warp(torch.from_numpy(outline.astype(np.float32))[None, None], warp.forward)[0, 0].numpy()
+        return evaluation.score_overlap(network.brain, outline, moved >= 0.5)
+
+    def consistency() -> dict[str, Any]:
+        fields, spacing = (warp.forward[0].numpy(), warp.backward[0].numpy()), network.grid.spacing.tolist()
+        return {"inverse_consistency_mm": metrics.inverse_consistency(*fields, network.brain, spacing)}
+
+    parts = at_once(
+        label_scores,
+        lambda: evaluation.score_field(warp.forward, network.brain, warp.inverted),
+        similarity,
+        lambda: evaluation.score_contrast(fixed, moving) | evaluation.score_field_of_view(pair.moving.outline),
+        lambda: overlap() | evaluation.score_affine(matrix),
+        consistency,
     )
+    scores: dict[str, Any] = {name: value for part in parts for name, value in part.items()}
     scores["headers"] = pair.headers
     return scores | {"qc": quality.judge(scores)}
 

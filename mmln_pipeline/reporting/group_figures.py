@@ -1,4 +1,4 @@
-"""Figures of a group: the spread of each score, Dice of each structure, mean and spread of the images (SVG)."""
+"""Figures of a group: Dice of each structure, mean and spread of the images (SVG)."""
 
 from __future__ import annotations
 
@@ -20,49 +20,7 @@ from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting.canvas import STYLE, Canvas, tidy_svg
 from mmln_pipeline.reporting.mosaic import lay_out
 
-REGISTERED, BEFORE, UNUSUAL, INK = "#0b5cad", "#8c959f", "#b3261e", "#1b1f24"
-MAX_NAMES = 3  # more would lie on top of each other; the page lists them all
-
-
-def plot_score(
-    values: Mapping[str, float],
-    title: str,
-    out_svg: str | PathLike,
-    *,
-    before: Mapping[str, float] | None = None,
-    unusual: Sequence[str] = (),
-) -> None:
-    """Draw the distribution of a score: a box and a point a scan, outliers in red and named.
-
-    Parameters
-    ----------
-    values : mapping of str to float
-        The score of each scan.
-    title : str
-        Short description for screen readers.
-    out_svg : path
-        The file to write.
-    before : mapping of str to float, optional
-        The same score before registration; drawn below.
-    unusual : sequence of str
-        The scans that stand out.
-    """
-    rows = [("registered", values, REGISTERED)]
-    if before:
-        rows.append(("affine only", before, BEFORE))
-    figure = Figure(figsize=(5.0, 0.75 + 0.6 * len(rows)), facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    for number, (_, scores, colour) in enumerate(rows):
-        _draw_box(axes, list(scores.values()), number, colour)
-        marked = [name in unusual and colour == REGISTERED for name in scores]
-        heights = number + _jitter(len(scores))
-        colours = [UNUSUAL if mark else colour for mark in marked]
-        sizes = [26 if mark else 12 for mark in marked]
-        axes.scatter(list(scores.values()), heights, s=sizes, c=colours, alpha=0.75, linewidths=0, zorder=3)
-    _name_outliers(axes, values, [name for name in values if name in unusual])
-    axes.set(yticks=range(len(rows)), yticklabels=[name for name, _, _ in rows], ylim=(len(rows) - 0.5, -0.75))
-    _finish(axes)
-    _save(figure, title, out_svg)
+COLOUR, INK = "#0b5cad", "#1b1f24"
 
 
 def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | PathLike) -> None:
@@ -79,14 +37,21 @@ def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | Pa
     figure = Figure(figsize=(8.0, 0.8 + 0.24 * len(order)), facecolor="white", layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(order):
-        _draw_box(axes, list(structures[name]), number, REGISTERED, with_points=True)
+        _draw_box(axes, list(structures[name]), number)
     axes.set(yticks=range(len(order)), ylim=(len(order) - 0.4, -0.6), xlabel="Dice")
     axes.set_yticklabels([name if len(name) <= 40 else f"{name[:39]}…" for name in order], parse_math=False)
     _finish(axes)
-    _save(figure, f"Dice of {len(order)} structures", out_svg)
+    save_figure(figure, f"Dice of {len(order)} structures", out_svg)
 
 
-def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask: SpatialImage | None = None) -> None:
+def plot_mean(
+    image: SpatialImage,
+    count: int,
+    out_svg: str | PathLike,
+    *,
+    mask: SpatialImage | None = None,
+    title: str = "Mean image in template space",
+) -> None:
     """Draw slices of a mean image.
 
     Parameters
@@ -99,11 +64,13 @@ def plot_mean(image: SpatialImage, count: int, out_svg: str | PathLike, *, mask:
         The file to write.
     mask : SpatialImage, optional
         The brain; the slices run through it.
+    title : str, default="Mean image in template space"
+        What it is the mean of.
     """
     mosaic = lay_out(image, mask)
     picture = mosaic.sample(image)
     top = float(picture.max()) or 1.0
-    canvas = Canvas(mosaic, "Mean image in template space")
+    canvas = Canvas(mosaic, title)
     canvas.add_picture(picture / top, caption=_count(count))
     canvas.add_frame()
     canvas.save(out_svg)
@@ -160,37 +127,18 @@ def _count(count: int) -> str:
     return f"{count} image{'s' if count != 1 else ''}"
 
 
-def _draw_box(axes: Axes, values: list[float], position: float, colour: str, with_points: bool = False) -> None:
+def _draw_box(axes: Axes, values: list[float], position: float) -> None:
     """Draw median, quartiles, whiskers (to the last value within 1.5 interquartile ranges), and what is beyond."""
     numbers = np.asarray(values)
     first, median, third = np.percentile(numbers, (25, 50, 75))
     reach = 1.5 * (third - first)
     is_near = (numbers >= first - reach) & (numbers <= third + reach)
     low, high = numbers[is_near].min(), numbers[is_near].max()
-    axes.hlines([position, position], [low, third], [first, high], colors=colour, linewidth=1)
-    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=colour))
+    axes.hlines([position, position], [low, third], [first, high], colors=COLOUR, linewidth=1)
+    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=COLOUR))
     axes.vlines(median, position - 0.3, position + 0.3, colors=INK, linewidth=1.6)
-    if with_points:
-        beyond = numbers[~is_near]
-        axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=colour, linewidths=0)
-
-
-def _jitter(count: int) -> np.ndarray:
-    """Return offsets that keep points apart, the same in every run (golden ratio)."""
-    return 0.36 * (np.arange(1, count + 1) * 0.618034 % 1 - 0.5)
-
-
-def _name_outliers(axes: Axes, values: Mapping[str, float], names: list[str]) -> None:
-    """Write the names of the outliers that lie farthest out above their points."""
-    median = float(np.median(list(values.values())))
-    farthest = sorted(names, key=lambda name: -abs(values[name] - median))[:MAX_NAMES]
-    low, high = min(values.values()), max(values.values())
-    for number, name in enumerate(sorted(farthest, key=lambda name: values[name])):
-        is_right = values[name] > (low + high) / 2
-        axes.annotate(
-            name, (values[name], 0), xytext=(0, 15 + 9 * number), textcoords="offset points", size=8,
-            color=UNUSUAL, ha="right" if is_right else "left", parse_math=False, annotation_clip=False,
-        )  # fmt: skip
+    beyond = numbers[~is_near]
+    axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=COLOUR, linewidths=0)
 
 
 def _finish(axes: Axes) -> None:
@@ -205,7 +153,7 @@ def _finish(axes: Axes) -> None:
     axes.ticklabel_format(axis="x", useOffset=False)
 
 
-def _save(figure: Figure, title: str, out_svg: str | PathLike) -> None:
+def save_figure(figure: Figure, title: str, out_svg: str | PathLike) -> None:
     """Write a figure as SVG whose bytes depend on the input alone."""
     buffer = io.StringIO()
     with mpl.style.context(["default", STYLE]):

@@ -1,16 +1,14 @@
-"""The page of a group: distributions, outliers, mean images and a table in one HTML file that needs nothing else."""
+"""The page of a group: scores, outliers, mean images and a table in one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from nibabel import Nifti1Image
@@ -18,20 +16,22 @@ from nibabel import Nifti1Image
 from mmln_pipeline import __version__
 from mmln_pipeline.group.averaging import Average
 from mmln_pipeline.machine.files import write_text
-from mmln_pipeline.reporting import group_figures
+from mmln_pipeline.reporting import group_figures, interactive
+from mmln_pipeline.reporting.contact_sheet import Thumbnails, render_contact_sheet
 from mmln_pipeline.reporting.group_table import (
     MAX_DISTANCE,
     MIN_SCANS,
     REASONS,
+    VERDICT,
     WATCHED,
     GroupTable,
     column,
     page_rows,
 )
+from mmln_pipeline.reporting.rendering import render_page
 from mmln_pipeline.reporting.shown_scores import ADVICE, Score, write_number
 from mmln_pipeline.space.grids import new_image
 
-TEMPLATES = Path(__file__).parent / "templates"
 RULE = (
     f"An image stands out where a score lies more than {MAX_DISTANCE:g} scaled median absolute deviations (MADs) from "
     f"the median of at least {MIN_SCANS} images, and by a difference that matters (0.01; 0.01% of voxels; HD95 0.1 mm;"
@@ -53,8 +53,11 @@ def write_group_report(
     links: Mapping[str, str],
     missing: Sequence[tuple[str, str]] = (),
     structure_names: Mapping[str, str] | None = None,
-) -> bool:
-    """Write the page; one that would not change is left untouched.
+    participants: Mapping[str, Mapping[str, str]] | None = None,
+    thumbnails: Thumbnails | None = None,
+    sheet_name: str = "",
+) -> None:
+    """Write the page and its contact sheet; what would not change is left untouched.
 
     Figures, style, table and script are inside the file, and its content policy lets no request leave it.
 
@@ -78,17 +81,20 @@ def write_group_report(
         Scan and what could not be taken into account.
     structure_names : mapping of str to str, optional
         Names of labels, by the number as text.
-
-    Returns
-    -------
-    bool
-        Whether anything was written.
+    participants : mapping of str to mapping of str to str, optional
+        What the dataset says of each participant, by the column of ``participants.tsv``.
+    thumbnails : Thumbnails, optional
+        The images of the contact sheet; without any there is none.
+    sheet_name : str
+        Name of the contact sheet's file, beside the page.
     """
     columns, rows = page_rows(table)
-    script = (TEMPLATES / "group.js").read_text(encoding="utf-8")
-    figures = _draw(table, t1w, log_jacobian, image_names, structure_names or {})
-    page_template = _environment().get_template("group.html")
-    html = page_template.render(
+    data = interactive.collect(table, links, participants)
+    has_sheet = bool(thumbnails and thumbnails.pictures and t1w.mean is not None)
+    html = render_page(
+        "group.html",
+        scripts=("filters.js", "plots.js", "group.js"),
+        data=data,
         title=f"Registration of {_count(len(rows), 'image')} to {template}",
         facts=_facts(table, template, t1w, log_jacobian),
         verdicts={verdict: len(scans) for verdict, scans in table.verdicts.items()},
@@ -98,21 +104,34 @@ def write_group_report(
         is_judged=any(len(table.numbers(name)) >= MIN_SCANS for name in WATCHED),
         outliers=_outlier_rows(table),
         unusual={outlier.scan for outlier in table.outliers} | {scan for scan, _, _ in _doubtful_rows(table)},
-        **figures,
+        sheet_name=sheet_name if has_sheet else "",
+        **_draw(table, t1w, log_jacobian, image_names, structure_names or {}),
         columns=columns,
         rows=rows,
         links=links,
         missing=missing,
         table_name=table_name,
         table_source=Markup("data:text/tab-separated-values;base64," + _base64(table.to_tsv().encode("utf-8"))),
-        script=Markup(script),
-        script_hash=Markup("sha256-" + _base64(hashlib.sha256(script.encode("utf-8")).digest())),
     )
-    page = Path(path)
-    if page.is_file() and page.read_bytes() == html.encode("utf-8"):
-        return False
-    write_text(page, html)
-    return True
+    _put(Path(path), html)
+    sheet = Path(path).with_name(sheet_name)
+    if has_sheet and thumbnails is not None and t1w.mean is not None:
+        outline = thumbnails.outline(t1w.mean, _common_brain(t1w) or t1w.mean)
+        verdicts = {scan: str(row.get(VERDICT) or "") for scan, row in table.rows.items()}
+        title = f"Contact sheet of {_count(len(rows), 'image')} in the space of {template}"
+        small = {key: value for key, value in data.items() if key != "scores"}
+        _put(
+            sheet,
+            render_contact_sheet(title, small, thumbnails, outline, list(table.rows), verdicts, links, Path(path).name),
+        )
+    elif sheet_name:
+        sheet.unlink(missing_ok=True)
+
+
+def _put(path: Path, html: str) -> None:
+    """Write a page, unless it is there as it should be."""
+    if not path.is_file() or path.read_bytes() != html.encode("utf-8"):
+        write_text(path, html)
 
 
 def _draw(
@@ -125,19 +144,15 @@ def _draw(
     """Draw every figure; return them for the template, with the names of their sections."""
     with tempfile.TemporaryDirectory() as scratch:
         svg = Path(scratch) / "figure.svg"
-        plots = [_score_plot(table, score, svg) for score in table.scores]
         structures = _structure_plot(table, structure_names, svg)
         images = list(_image_figures(t1w, log_jacobian, image_names, svg))
+    plots = [_describe_score(table, score) | {"number": number} for number, score in enumerate(table.scores)]
+    values = [_all_values(table, score) for score in table.scores]
+    spread = [plot for plot, own in zip(plots, values, strict=True) if len(own) > 1]
+    constant = [(plot["name"], plot["median"]) for plot in plots if plot not in spread]
     middle = ["Structures"] * bool(structures) + ["Images"] * bool(images)
     sections = ["Summary", "Quality", "Outliers", "Scores", *middle, "Table", "Missing"]
-    return {"plots": plots, "structures": structures, "images": images, "sections": sections}
-
-
-def _environment() -> jinja2.Environment:
-    """Return where the templates are; they escape what they are given."""
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    return {"plots": spread, "constant": constant, "structures": structures, "images": images, "sections": sections}
 
 
 def _base64(data: bytes) -> str:
@@ -198,20 +213,17 @@ def _outlier_rows(table: GroupTable) -> list[tuple[str, ...]]:
     ]
 
 
-def _score_plot(table: GroupTable, score: Score, svg: Path) -> dict[str, str]:
-    """Draw one score; return what the page says of it."""
-    name = column(score.after)
-    numbers = table.numbers(name)
-    before = table.numbers(column(score.before)) if score.before else {}
-    unusual = [outlier.scan for outlier in table.outliers if outlier.score == score]
-    group_figures.plot_score(numbers, score.name, svg, before=before, unusual=unusual)
-    low, median, high = (write_number(float(part), score.digits) for part in _range(list(numbers.values())))
-    return {
-        "name": score.name,
-        "note": score.note,
-        "alt": f"Median {median}, from {low} to {high} ({_count(len(numbers), 'image')}).",
-        "source": _read_as_uri(svg),
-    }
+def _all_values(table: GroupTable, score: Score) -> set[float]:
+    """Return the different values of a score, after registration and before it."""
+    return {value for path in (score.after, score.before) if path for value in table.numbers(column(path)).values()}
+
+
+def _describe_score(table: GroupTable, score: Score) -> dict[str, Any]:
+    """Return what the page says of a score beside its plot."""
+    values = list(table.numbers(column(score.after)).values())
+    low, median, high = (write_number(float(part), score.digits) for part in np.percentile(values, (0, 50, 100)))
+    text = f"Median {median}, from {low} to {high} ({_count(len(values), 'image')})."
+    return {"name": score.name, "note": score.note, "median": median, "text": text}
 
 
 def _structure_plot(table: GroupTable, names: Mapping[str, str], svg: Path) -> dict[str, str] | None:
@@ -262,8 +274,3 @@ def _common_brain(t1w: Average) -> Nifti1Image | None:
     if t1w.support is None:
         return None
     return new_image((np.asanyarray(t1w.support.dataobj) >= 0.5).astype(np.uint8), t1w.support)
-
-
-def _range(values: list[float]) -> np.ndarray:
-    """Return the smallest value, the median and the largest."""
-    return np.percentile(values, (0, 50, 100))

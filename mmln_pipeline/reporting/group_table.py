@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +58,7 @@ def column(path: tuple[str, ...]) -> str:
     >>> column(("seconds", "total"))
     'seconds_total'
     """
-    return "_".join(path)
+    return sys.intern("_".join(path))  # one text for all scans: a table of thousands has a hundred columns
 
 
 def flatten(record: Mapping[str, Any]) -> dict[str, Value]:
@@ -108,7 +109,8 @@ def add_agreement(
     for scan, record in records.items():
         labels = agreement.get(scan, {})
         mean = {AGREEMENT: sum(labels.values()) / len(labels)} if labels else {}
-        found[scan] = {**record, **mean, **{f"{AGREEMENT_PREFIX}{label}": value for label, value in labels.items()}}
+        by_label = {sys.intern(f"{AGREEMENT_PREFIX}{label}"): value for label, value in labels.items()}
+        found[scan] = {**record, **mean, **by_label}
     return found
 
 
@@ -177,6 +179,12 @@ class GroupTable:
                 found[name] = list(dict.fromkeys(str(text) for text in texts))
         return found
 
+    @property
+    def differing(self) -> list[str]:
+        """The columns of short text in which the scans differ, such as the model; not the verdict."""
+        several = [name for name, texts in self.facts.items() if len(texts) > 1 and name not in (VERDICT, REASONS)]
+        return [name for name in several if not LONG.search(" ".join(self.facts[name]))]
+
     @cached_property
     def verdicts(self) -> dict[str, list[str]]:
         """The scans of each verdict that was given, from good to bad."""
@@ -210,8 +218,27 @@ class GroupTable:
 
     def numbers(self, name: str) -> dict[str, float]:
         """Return the values of a column by scan, without those that are missing or text."""
-        values = {scan: row.get(name) for scan, row in self.rows.items()}
-        return {scan: float(value) for scan, value in values.items() if isinstance(value, (int, float))}
+        if name not in self._numbers:
+            values = {scan: row.get(name) for scan, row in self.rows.items()}
+            self._numbers[name] = {
+                scan: float(value) for scan, value in values.items() if isinstance(value, (int, float))
+            }
+        return self._numbers[name]
+
+    @cached_property
+    def _numbers(self) -> dict[str, dict[str, float]]:
+        """Columns that were asked for: those of many scans are asked for once for each."""
+        return {}
+
+    @cached_property
+    def ranges(self) -> dict[Score, list[float]]:
+        """Smallest value, quartile, median, quartile and largest value of each score that `MIN_RANGE` scans have."""
+        columns = {score: list(self.numbers(column(score.after)).values()) for score in self.scores}
+        return {
+            score: np.percentile(values, (0, 25, 50, 75, 100)).tolist()
+            for score, values in columns.items()
+            if len(values) >= MIN_RANGE
+        }
 
     def to_tsv(self) -> str:
         """Return the whole table: a row a scan, all scores, ``n/a`` for what is missing.
@@ -227,7 +254,7 @@ class GroupTable:
         lines = [["participant_id", "session_id", "scan", *self.columns, "outlier_scores"]]
         for scan, row in self.rows.items():
             values = [_write_cell(row.get(name)) for name in self.columns]
-            lines.append([*_labels(scan), scan, *values, ",".join(unusual.get(scan, [])) or MISSING])
+            lines.append([*scan_labels(scan), scan, *values, ",".join(unusual.get(scan, [])) or MISSING])
         return "".join("\t".join(line) + "\n" for line in lines)
 
     def _outliers_of(self, score: Score) -> Iterator[Outlier]:
@@ -240,6 +267,24 @@ class GroupTable:
         for (scan, value), distance in zip(numbers.items(), robust_distances(list(numbers.values())), strict=True):
             if abs(distance) > MAX_DISTANCE and abs(value - median) >= WATCHED[name]:
                 yield Outlier(scan, score, value, median, float(distance))
+
+
+def group_tables(records: Mapping[str, Mapping[str, Any]]) -> dict[str, GroupTable]:
+    """Sort records by their template.
+
+    Parameters
+    ----------
+    records : mapping of str to mapping
+        Nested records, as in ``_desc-registration_qc.json``, by scan.
+
+    Returns
+    -------
+    dict of str to GroupTable
+    """
+    rows: dict[str, dict[str, Mapping[str, Value]]] = {}
+    for scan, record in records.items():
+        rows.setdefault(str(record.get("template")), {})[scan] = flatten(record)
+    return {template: GroupTable(own) for template, own in rows.items()}
 
 
 def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
@@ -261,9 +306,7 @@ def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[
     shown += [(score.name, column(score.after), score.digits) for score in table.scores]
     if table.numbers(SECONDS):
         shown.append(("Seconds", SECONDS, ".1f"))
-    several = [name for name, texts in table.facts.items() if len(texts) > 1 and name not in (VERDICT, REASONS)]
-    differing = [name for name in several if not LONG.search(" ".join(table.facts[name]))]
-    shown += [(name.replace("_", " "), name, "") for name in differing]
+    shown += [(name.replace("_", " "), name, "") for name in table.differing]
     rows = []
     for scan, row in table.rows.items():
         cells = [(write_number(row.get(name), digits), _sort_key(row.get(name))) for _, name, digits in shown]
@@ -297,11 +340,10 @@ def scan_ranges(table: GroupTable, scan: str) -> dict[tuple[str, ...], dict[str,
     """
     unusual = {outlier.score.after for outlier in table.outliers if outlier.scan == scan}
     found = {}
-    for score in table.scores:
+    for score, (low, first, median, third, high) in table.ranges.items():
         numbers = table.numbers(column(score.after))
-        if scan not in numbers or len(numbers) < MIN_RANGE:
+        if scan not in numbers:
             continue
-        low, first, median, third, high = np.percentile(list(numbers.values()), (0, 25, 50, 75, 100)).tolist()
         places = np.array([numbers[scan], first, median, third])
         percent = 100 * (places - low) / (high - low) if high > low else np.full(4, 50.0)
         text = "{} ({} to {})".format(*(write_number(value, score.digits) for value in (median, low, high)))
@@ -313,8 +355,14 @@ def scan_ranges(table: GroupTable, scan: str) -> dict[tuple[str, ...], dict[str,
     return found
 
 
-def _labels(scan: str) -> tuple[str, str]:
-    """Return subject and session of a scan as BIDS writes them in tables."""
+def scan_labels(scan: str) -> tuple[str, str]:
+    """Return subject and session of a scan as BIDS writes them in tables.
+
+    Examples
+    --------
+    >>> scan_labels("sub-1_ses-a"), scan_labels("sub-1_run-2")
+    (('sub-1', 'ses-a'), ('sub-1', 'n/a'))
+    """
     session = re.search(r"_(ses-[^_]+)", scan)
     return scan.split("_")[0], session.group(1) if session else MISSING
 

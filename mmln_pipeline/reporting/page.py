@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +20,7 @@ from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting import shown_scores
 from mmln_pipeline.reporting.crashes import read_crash
-from mmln_pipeline.reporting.group_table import GroupTable, flatten, scan_ranges
+from mmln_pipeline.reporting.group_table import GroupTable, flatten, group_tables, scan_ranges
 from mmln_pipeline.reporting.record import done_rows, machine_rows, read_records
 
 HERE = Path(__file__).parent
@@ -43,6 +43,8 @@ ALTERNATIVES = {
         "Slices of the T1-weighted image in three planes with the outlines of the atlas labels.",
     ),
 }
+NEIGHBOURS = "other pages"
+"""The part of a page with links to others."""
 # Entities in a scratch directory's own path would be taken for the subject's by the layout of PyBIDS.
 ENTITY_IN_PATH = re.compile(r"[_/\\][a-z]+-[a-zA-Z0-9]|[/\\](func|anat|fmap|dwi|meg|eeg)([/\\]|$)")
 
@@ -55,7 +57,8 @@ def write_subject_report(
     citation: str | None = None,
     summary: Mapping[str, object] | None = None,
     errors: Sequence[str | Path] = (),
-    group: Mapping[str, Mapping[str, Any]] | None = None,
+    group: Mapping[str, GroupTable] | None = None,
+    subjects: Sequence[str] = (),
 ) -> Path:
     """Write ``OUTPUT_DIR/sub-X.html`` from the subject's figures and scores.
 
@@ -78,9 +81,11 @@ def write_subject_report(
     errors : sequence of str or Path
         What went wrong: a Path is read as a crash file of Nipype, a str is shown as it is, its first line
         as the title.
-    group : mapping of str to mapping, optional
-        Scores of the images that this subject's are compared with, by their entities. By default those of all subjects
-        in `output_dir`, of which each takes its own template's.
+    group : mapping of str to GroupTable, optional
+        Scores of the images that this subject's are compared with, by the template. By default those of all subjects
+        in `output_dir`.
+    subjects : sequence of str, optional
+        Labels of the subjects with a page, in their order: the one before and the one after are linked.
 
     Returns
     -------
@@ -96,25 +101,113 @@ def write_subject_report(
     if not output_dir.is_dir():
         raise FileNotFoundError(f"output_dir: expected the folder of the derivatives, found nothing at {output_dir}")
     qc = read_records(output_dir, label) if qc is None else qc
-    group = read_records(output_dir) if group is None else group
+    group = group_tables(read_records(output_dir)) if group is None else group
     citation = read_citation(output_dir) if citation is None else citation
     failures = [_describe_failure(error) for error in errors]
     fragments = dict(_figure_fragments(output_dir, label))
     fragments[f"sub-{label}_desc-summary_T1w"] = _summary(label, qc, summary or {}, failures)
     for stem, content in sorted(qc.items()):
         head = _with_space(stem, content)
+        table = group.get(str(content.get("template")), GroupTable({}))
+        table = table if stem in table.rows else GroupTable({**table.rows, stem: flatten(content)})
         fragments[f"{head}_desc-done_T1w"] = _macros().pairs(done_rows(content))
-        fragments[f"{head}_desc-scores_T1w"] = _scores(stem, content, group)
+        fragments[f"{head}_desc-scores_T1w"] = mark_part(_part_of(stem), _scores(stem, content, table))
     for stem, content in read_records(output_dir, label, filenames.FUSED_ENDING).items():
         fragments[f"{stem}_desc-fused_T1w"] = _fused(content)
     if citation:
-        fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(_render_markdown(citation))
+        references = _bibtex(output_dir)
+        fragments[f"sub-{label}_desc-methods_T1w"] = _macros().methods(_render_markdown(citation), references)
     fragments[f"sub-{label}_desc-errors_T1w"] = _macros().errors(failures)
     page = output_dir / filenames.report_name(label)
-    html = _assemble(label, fragments)
+    html = fill_part(_assemble(label, fragments), NEIGHBOURS, _link_pages(output_dir, label, subjects, qc.values()))
     if not page.exists() or page.read_text(encoding="utf-8") != html:
         write_text(page, html)
     return page
+
+
+def refresh_subject_report(
+    output_dir: Path,
+    subject: str,
+    records: Mapping[str, Mapping[str, Any]],
+    table: GroupTable,
+    subjects: Sequence[str],
+) -> bool:
+    """Bring what a subject's page says of other subjects up to date: ranges of the scores, links; the rest stays.
+
+    Parameters
+    ----------
+    output_dir : Path
+        The derivatives dataset.
+    subject : str
+        Label of the subject.
+    records : mapping of str to mapping
+        Its scores, by the entities that their file names begin with.
+    table : GroupTable
+        Scores of the whole group; only images in it are brought up to date.
+    subjects : sequence of str
+        Labels of the subjects with a page, in their order.
+
+    Returns
+    -------
+    bool
+        Whether anything was written; a page of an older version, or none, is left as it is.
+    """
+    page = output_dir / filenames.report_name(subject)
+    try:
+        before = page.read_text(encoding="utf-8")
+    except OSError:
+        return False
+    html = fill_part(before, NEIGHBOURS, _link_pages(output_dir, subject, subjects, records.values()))
+    for stem, record in records.items():
+        scan = stem.split("_space-")[0]
+        if scan in table.rows and record.get("template") == table.rows[scan].get("template"):
+            html = fill_part(html, _part_of(stem), _scores(scan, record, table))
+    if html == before:
+        return False
+    write_text(page, html)
+    return True
+
+
+def _part_of(stem: str) -> str:
+    """Name the part of a page that holds an image's scores."""
+    return f"scores {stem}"
+
+
+def mark_part(name: str, content: str) -> str:
+    """Mark a part of a page, so that it can be filled anew.
+
+    Examples
+    --------
+    >>> mark_part("scores sub-1", "<p>1</p>")
+    '<!-- scores sub-1 --><p>1</p><!-- end of scores sub-1 -->'
+    """
+    return f"<!-- {name} -->{content}<!-- end of {name} -->"
+
+
+def fill_part(html: str, name: str, content: str) -> str:
+    """Put other content into a marked part of a page; a page without the part stays as it is.
+
+    Examples
+    --------
+    >>> fill_part("<main>" + mark_part("links", "old") + "</main>", "links", "new")
+    '<main><!-- links -->new<!-- end of links --></main>'
+    """
+    head, start, rest = html.partition(f"<!-- {name} -->")
+    _, end, tail = rest.partition(f"<!-- end of {name} -->")
+    return head + start + str(content) + end + tail if start and end else html
+
+
+def _link_pages(output_dir: Path, label: str, subjects: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
+    """Render the links to the pages of the subject's groups that are there, and to the subjects before and after."""
+    templates = dict.fromkeys(str(record.get("template")) for record in records)
+    names = {"Group": filenames.GROUP_REPORT}
+    names |= {f"Group {template}": filenames.apart(filenames.GROUP_REPORT, template) for template in templates}
+    groups = [(name, page) for name, page in names.items() if (output_dir / page).is_file()]
+    around = [None, *subjects, None]
+    place = around.index(label) if label in subjects else 0
+    beside = (around[place - 1], around[place + 1]) if place else (None, None)
+    before, after = ((f"sub-{name}", filenames.report_name(name)) if name else None for name in beside)
+    return _macros().pages(before, groups, after)
 
 
 def _with_space(stem: str, qc: Mapping[str, Any]) -> str:
@@ -214,6 +307,14 @@ def read_citation(output_dir: Path, texts: Mapping[str, Path] = MappingProxyType
     return "\n\n".join(path.read_text(encoding="utf-8").strip() for path in paths if path.exists())
 
 
+def _bibtex(output_dir: Path) -> str:
+    """Read the references of the dataset's methods, as BibTeX; of several templates, all of them, each once."""
+    paths = sorted(output_dir.glob(filenames.apart(filenames.BIBTEX, "*")))
+    texts = [path.read_text(encoding="utf-8") for path in (output_dir / filenames.BIBTEX, *paths) if path.is_file()]
+    entries = [entry.strip() for text in texts for entry in re.split(r"(?m)^(?=@)", text)]
+    return "\n\n".join(dict.fromkeys(entry for entry in entries if entry))
+
+
 def _summary(
     label: str, qc: Mapping[str, Mapping[str, Any]], extra: Mapping[str, object], failures: Sequence[object]
 ) -> str:
@@ -232,10 +333,8 @@ def _summary(
     return _macros().summary(list(facts.items()), verdicts, shown_scores.ADVICE, columns, rows, machine, len(failures))
 
 
-def _scores(stem: str, qc: Mapping[str, Any], group: Mapping[str, Mapping[str, Any]]) -> str:
+def _scores(stem: str, qc: Mapping[str, Any], table: GroupTable) -> str:
     """Render the scores of one image, among those of its group."""
-    peers = {name: content for name, content in group.items() if content.get("template") == qc.get("template")}
-    table = GroupTable({name: flatten(content) for name, content in (peers | {stem: qc}).items()})
     rows = shown_scores.score_rows(qc, scan_ranges(table, stem))
     columns, labels = shown_scores.label_rows(qc)
     return _macros().scores(

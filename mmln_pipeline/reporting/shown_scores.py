@@ -1,4 +1,4 @@
-"""Turn the scores of a registration into the rows of tables: names, numbers, how to read them."""
+"""Turn the scores of a registration into the rows of tables: names, numbers, limits, how to read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmln_pipeline.scores.quality import KeyPath, look_up
+from mmln_pipeline.scores.quality import CHECKS, VERDICTS, KeyPath, look_up
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ SCORES = (
         ".3g",
         "0 means free of folds in the strict sense.",
     ),
+    Score("Non-diffeomorphic volume in the brain (%)", ("ndv_percent_brain",), ".3g", "The same in the brain."),
     Score("Topology change, TC", ("tc",), ".3f", "Label volume after per volume before; 1 is best."),
     Score("SD of log-Jacobian in the brain", ("sdlogj",), ".3f", "Smaller is smoother."),
     Score("Log-Jacobian, 1st percentile", ("log_jacobian", "p1"), ".2f", "Of the warp, in the brain; -0.69 is half."),
@@ -96,6 +97,13 @@ SCORES = (
     ),
     Score("Affine, volume ratio", ("affine", "volume_ratio"), ".2f", "Volume in the image per volume in the template."),
     Score("Affine, rotation (degrees)", ("affine", "rotation_degrees"), ".1f", "Against the template's axes."),
+    Score(
+        "Affine, anisotropy", ("affine", "anisotropy"), ".2f", "Largest per smallest scale; 1: no direction squeezed."
+    ),
+    Score("Contrast of the image", ("contrast", "moving"), ".2f", "Interquartile range per median of the brain."),
+    Score("Contrast of the template", ("contrast", "fixed"), ".2f", "The same of the fixed image."),
+    Score("Headers, NiBabel to ITK (mm)", ("headers", "itk_distance_mm"), ".3g", "How far apart they place an input."),
+    Score("Headers that ITK refuses", ("headers", "itk_refuses"), ".0f", "Number of inputs; 0 is best."),
     Score("Peak memory (MB)", ("peak_memory_mb",), ".0f", "Of the process that registered."),
 )
 
@@ -137,7 +145,7 @@ def write_number(value: Any, digits: str = ".4g") -> str:
 
 
 def score_rows(qc: Mapping[str, Any], ranges: Mapping[KeyPath, object] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of the table of scores: name, before, after, range, note.
+    """Return the rows of the table of scores: name, before, after, verdict, limits, range, note.
 
     Parameters
     ----------
@@ -149,7 +157,8 @@ def score_rows(qc: Mapping[str, Any], ranges: Mapping[KeyPath, object] | None = 
     Returns
     -------
     list of dict
-        One row a score that is recorded; a recorded score without value shows as ``n/a``.
+        One row a score that is recorded; a recorded score without value shows as ``n/a``. ``verdict`` is that on this
+        score alone, empty where the quality check has no ``limits`` for it.
     """
     rows = []
     for score in SCORES:
@@ -157,8 +166,18 @@ def score_rows(qc: Mapping[str, Any], ranges: Mapping[KeyPath, object] | None = 
             continue
         before = write_number(look_up(qc, score.before), score.digits) if score.before else "–"
         after = write_number(look_up(qc, score.after), score.digits)
-        group = (ranges or {}).get(score.after)
-        rows.append({"name": score.name, "before": before, "after": after, "range": group, "note": score.note})
+        checks = [check for check in CHECKS if check.path == score.after]
+        rows.append(
+            {
+                "name": score.name,
+                "before": before,
+                "after": after,
+                "verdict": max((check.judge(qc)[0] for check in checks), key=VERDICTS.index, default=""),
+                "limits": "; ".join("change: " * bool(check.before) + check.limits for check in checks),
+                "range": (ranges or {}).get(score.after),
+                "note": score.note,
+            }
+        )
     return rows
 
 

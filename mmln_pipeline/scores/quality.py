@@ -64,6 +64,13 @@ class Check:
     before: KeyPath = ()
     is_needed: bool = False
 
+    @property
+    def limits(self) -> str:
+        """The limits in words, such as "look below 0.95, fail below 0.9"."""
+        side = "below" if self.fail < self.look else "above"
+        limits = {"look": self.look, "fail": self.fail}
+        return ", ".join(f"{verdict} {side} {limit:g}" for verdict, limit in limits.items() if math.isfinite(limit))
+
     def judge(self, scores: Mapping[str, Any]) -> tuple[str, str]:
         """Return the verdict on this score alone, and the reason for it (empty for a pass)."""
         if self.path[0] not in scores:

@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 from mmln_pipeline.space.grids import Grid, check_affine
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DisplacementField:
     """Offsets on a grid: a point x goes to ``x + offset(x)``, interpolated linearly; outside it stays.
 
@@ -40,6 +40,10 @@ class DisplacementField:
             raise ValueError(f"displacement field: expected finite offsets, found {n_bad} of {offsets.size} not")
         object.__setattr__(self, "offsets_mm", offsets)
         object.__setattr__(self, "affine", check_affine(self.affine, "displacement field affine"))
+
+    def __repr__(self) -> str:
+        size, longest = "x".join(map(str, self.grid.shape)), np.linalg.norm(self.offsets_mm, axis=-1).max()
+        return f"<DisplacementField: {size} voxels, up to {longest:.2f} mm>"
 
     @property
     def grid(self) -> Grid:

@@ -46,10 +46,11 @@ def itk_geometry(grid: Nifti1Image | Grid) -> tuple[list[float], list[float], li
     return affine[:3, 3].tolist(), spacing.tolist(), (affine[:3, :3] / spacing).ravel().tolist()
 
 
-def itk_points(points: np.ndarray) -> np.ndarray:
-    """Turn points or vectors, shape (..., 3), from RAS+ mm to ITK's LPS+ mm or back; float32 stays so."""
+def itk_points(points: np.ndarray, dtype: np.dtype | type | None = None) -> np.ndarray:
+    """Turn points or vectors, shape (..., 3), from RAS+ mm to ITK's LPS+ mm or back; float32 stays so by default."""
     points = np.asarray(points)
-    return points * np.diag(LPS)[:3].astype(np.result_type(points, np.float32))
+    dtype = np.dtype(dtype or np.result_type(points, np.float32))
+    return np.multiply(points, np.diag(LPS)[:3].astype(dtype), dtype=dtype)
 
 
 def to_sitk_image(image: Nifti1Image) -> sitk.Image:
@@ -66,10 +67,12 @@ def matrix_from_sitk(transform: sitk.Transform) -> np.ndarray:
 
 def array_to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
     """Return an array, (I, J, K) or (I, J, K, 3), as a SimpleITK image on its grid."""
-    is_vector = array.ndim == 4
-    reversed_axes = array.transpose((2, 1, 0, 3) if is_vector else (2, 1, 0))
-    image = sitk.GetImageFromArray(reversed_axes, isVector=is_vector)
-    origin, spacing, direction = itk_geometry(Grid(array.shape[:3], affine))
+    return _place(sitk.GetImageFromArray(array.transpose((2, 1, 0, 3)[: array.ndim]), isVector=array.ndim == 4), affine)
+
+
+def _place(image: sitk.Image, affine: np.ndarray) -> sitk.Image:
+    """Return an image, put on a grid."""
+    origin, spacing, direction = itk_geometry(Grid(image.GetSize(), affine))
     image.SetOrigin(origin)
     image.SetSpacing(spacing)
     image.SetDirection(direction)
@@ -78,12 +81,13 @@ def array_to_sitk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
 
 def _field_to_sitk(field: DisplacementField) -> sitk.DisplacementFieldTransform:
     """Return a field as ITK's transform, which wants double precision."""
-    return sitk.DisplacementFieldTransform(array_to_sitk(itk_points(field.offsets_mm).astype(np.float64), field.affine))
+    offsets = itk_points(np.ascontiguousarray(field.offsets_mm.transpose(2, 1, 0, 3)), np.float64)
+    return sitk.DisplacementFieldTransform(_place(sitk.GetImageFromArray(offsets, isVector=True), field.affine))
 
 
 def field_from_sitk(image: sitk.Image) -> DisplacementField:
     """Return an ITK vector image as a field, RAS+ mm."""
-    offsets = itk_points(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0, 3))
+    offsets = itk_points(sitk.GetArrayViewFromImage(image).transpose(2, 1, 0, 3), np.float32)
     return DisplacementField(offsets, affine_from_sitk(image))
 
 
@@ -283,5 +287,6 @@ def _write_compressed(group: h5py.Group, name: str, values: np.ndarray) -> None:
     dataset = group.create_dataset(name, values.shape, values.dtype, chunks=(chunk,), **_GZIP)
     for start in range(0, values.size, chunk):
         part = values[start : start + chunk]
-        part = np.pad(part, (0, chunk - part.size))  # a chunk is whole on disk
+        if part.size < chunk:  # which is whole on disk
+            part = np.pad(part, (0, chunk - part.size))
         dataset.id.write_direct_chunk((start,), shuffle_and_deflate(part))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -215,21 +215,74 @@ def _read_lta(path: Path, *_: Any) -> Transform:
 
 def _write_x5(transform: Transform, path: Path, fixed: Nifti1Image, moving: Nifti1Image) -> None:
     from nitransforms.io import x5
+
+    theirs = to_nitransforms(transform, fixed)
+    if transform.matrix is not None:
+        theirs.to_filename(path, fmt="X5")
+    else:
+        x5.to_filename(path, [theirs.to_x5()])
+
+
+def to_nitransforms(transform: Transform, fixed: Nifti1Image) -> Any:
+    """Return a transform as nitransforms has it.
+
+    Parameters
+    ----------
+    transform : Transform
+        Forward: fixed world to moving world.
+    fixed : Nifti1Image
+        The image whose grid it resamples onto.
+
+    Returns
+    -------
+    nitransforms.linear.Affine or nitransforms.nonlinear.DenseFieldTransform
+        The whole chain: a matrix where it is linear, else a field on the grid.
+
+    Raises
+    ------
+    ValueError
+        If nitransforms is not installed.
+    """
+    check_libraries("nitransforms")
     from nitransforms.linear import Affine
     from nitransforms.nonlinear import DenseFieldTransform
 
     if transform.matrix is not None:
-        Affine(transform.matrix, reference=fixed).to_filename(path, fmt="X5")
-        return
+        return Affine(transform.matrix, reference=fixed)
     field = new_image(transform.displacement(fixed).offsets_mm, fixed)
-    x5.to_filename(path, [DenseFieldTransform(field, is_deltas=True, reference=fixed).to_x5()])
+    return DenseFieldTransform(field, is_deltas=True, reference=fixed)
+
+
+def from_nitransforms(theirs: Any) -> Transform:
+    """Take over a transform of nitransforms.
+
+    Parameters
+    ----------
+    theirs : nitransforms.linear.Affine or nitransforms.nonlinear.DenseFieldTransform
+        From the world of its reference to that of the moving image.
+
+    Returns
+    -------
+    Transform
+
+    Raises
+    ------
+    ValueError
+        If it is of another kind.
+    """
+    return _from_x5([theirs.to_x5()])
 
 
 def _read_x5(path: Path, *_: Any) -> Transform:
     from nitransforms.io import x5
 
+    return _from_x5(x5.from_filename(path))
+
+
+def _from_x5(nodes: Iterable[Any]) -> Transform:
+    """Make a transform of the one node of an X5 file."""
     parts: list[Any] = []
-    for node in x5.from_filename(path):
+    for node in nodes:
         if node.type == "linear":
             parts.append(np.asarray(node.transform, dtype=np.float64).reshape(4, 4))
         elif node.subtype == "densefield" and node.representation == "displacements" and node.domain is not None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ INTERPOLATORS = {
 _EXACT = 2**53  # beyond it ITK, which computes in double precision, changes whole numbers
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Transform:
     """A chain of affines and displacement fields, in RAS+ mm.
 
@@ -51,6 +52,10 @@ class Transform:
         fields = DisplacementField, InverseField
         parts = (part if isinstance(part, fields) else check_affine(part, "affine") for part in self.parts)
         object.__setattr__(self, "parts", tuple(parts))
+
+    def __repr__(self) -> str:
+        parts = ("affine" if isinstance(part, np.ndarray) else repr(part).strip("<>") for part in self.parts)
+        return f"<Transform: {', then '.join(parts) or 'identity'}>"
 
     def inverse(self) -> Transform:
         """Return the mapping back: affines inverted exactly, fields point by point."""
@@ -95,7 +100,17 @@ class Transform:
 
     def to_sitk(self) -> sitk.CompositeTransform:
         """Return the same mapping for SimpleITK (LPS+ mm), which applies first what was added last."""
-        return itk.chain_to_sitk(self._files_parts)
+        held: sitk.CompositeTransform | None = self.__dict__.get("_held")
+        return held or itk.chain_to_sitk(self._files_parts)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep what SimpleITK needs, in double precision, for a block that samples through the chain several times."""
+        object.__setattr__(self, "_held", self.to_sitk())
+        try:
+            yield
+        finally:
+            object.__delattr__(self, "_held")
 
     def resample(
         self,

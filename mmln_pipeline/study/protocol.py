@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mmln_pipeline.bids_app.workers import start_worker
+from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.machine.files import checksum, write_text
-from mmln_pipeline.machine.home import ensure_home
 from mmln_pipeline.study.configuration import Row, StudyConfig, TestSet, load_study, slug
 from mmln_pipeline.study.methods import LearnedMethod, Method, Surroundings
 from mmln_pipeline.study.people import Pair
@@ -195,7 +195,7 @@ def train_row(config: Path, output_dir: Path, name: str, seed: int) -> str:
 
 
 def _train(config: Path, output_dir: Path, name: str, seed: int) -> str:
-    ensure_home()
+    prepare_environment()
     from mmln_pipeline.machine.devices import set_threads
 
     study, root = load_study(config), config.resolve().parent
@@ -211,7 +211,7 @@ _state: dict[str, Any] = {}
 
 def _register_pair(task: Task, pair: Pair, is_shown: bool) -> None:
     """Register and score one pair, in the process of a task, and write its scores."""
-    ensure_home()
+    prepare_environment()
     root = task.config.resolve().parent
     try:
         study = load_study(task.config)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from mmln_pipeline.atlas.labels import LabelTable, structures28
 from mmln_pipeline.fields.windows import Window
-from mmln_pipeline.machine.devices import has_fast_bfloat16, kept_memory, peak_memory_mb, resolve_device
+from mmln_pipeline.machine.devices import kept_memory, peak_memory_mb, resolve_device
 from mmln_pipeline.machine.files import atomic_path, write_text
 from mmln_pipeline.machine.progress import progress_bar
 from mmln_pipeline.network.model import MMLN, LevelOutput
@@ -30,19 +29,13 @@ from mmln_pipeline.training.data import TrainingPair, draw_pair, load_pack
 from mmln_pipeline.training.datasets import check_numbers, check_people, label_table
 from mmln_pipeline.training.objective import RunObjective
 from mmln_pipeline.training.pack import build_pack
+from mmln_pipeline.training.processes import check_starter, is_so_everywhere, share_gradients, start_fabric
 from mmln_pipeline.training.validation import Selection
 from mmln_pipeline.weights import load_model, save_card, save_model, silent_levels
 
 CHECKPOINT = "checkpoint.pt"
 WARM_UP = 0.05
 """Share of a stage's steps in which the learning rate rises."""
-PROCESS_COUNTS = {
-    "WORLD_SIZE": "torchrun",
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "mpirun",
-    "PMI_SIZE": "mpiexec",
-}
-"""Environment variables by which a starter of several processes tells each of them how many there are."""
 
 
 @dataclass
@@ -112,34 +105,19 @@ def train(config_path: str | Path, minutes: float | None = None, device: str = "
     ----------
     Paper sections 3.5 and 4.4.
     """
-    expect_one_process()
     config = load_config(config_path)
     root = Path(config_path).resolve().parent
     torch_device, table = resolve_device(device), label_table(config.data, root)
+    check_starter(torch_device)
     output = root / config.output_dir
     check_initial_weights(config)
     if resume and (output / CHECKPOINT).is_file():
         check_checkpoint(output / CHECKPOINT, config)
-    pack = build_pack(config, root)
+    fabric = start_fabric(torch_device)
+    with fabric.rank_zero_first():
+        pack = build_pack(config, root)
     output.mkdir(parents=True, exist_ok=True)
-    return Trainer(config, pack, output, torch_device, table).run(minutes, resume)
-
-
-def expect_one_process() -> None:
-    """Refuse to be one of several processes, which would all write the same files.
-
-    Raises
-    ------
-    ValueError
-        When the environment tells of more than one.
-    """
-    for variable, starter in PROCESS_COUNTS.items():
-        count = os.environ.get(variable, "1")
-        if count.isdigit() and int(count) > 1:
-            raise ValueError(
-                f"training: expected one process, found {count} ({variable} of {starter}); it runs in one process, "
-                f"on one GPU or on all threads of a CPU: start it without {starter}"
-            )
+    return Trainer(config, pack, output, fabric, table).run(minutes, resume)
 
 
 def check_initial_weights(config: TrainConfig) -> None:
@@ -193,7 +171,8 @@ class Trainer:
         Folder of preprocessed volumes.
     output : Path
         Folder of the run.
-    device : torch.device
+    fabric : Fabric
+        Of several processes each makes its own trainer; the first one writes.
     table : LabelTable, optional
         Structures that labels are compared over; the 28 by default.
 
@@ -204,18 +183,12 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainConfig, pack: Path, output: Path, device: torch.device, table: LabelTable | None = None
+        self, config: TrainConfig, pack: Path, output: Path, fabric: Fabric, table: LabelTable | None = None
     ) -> None:
         self.config = config
         self.output = output
         self.table = table or structures28()
-        self.fabric = Fabric(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
-            plugins=[LightningEnvironment()],  # one process, also in a job of several tasks
-        )
-        self.fabric.launch()
+        self.fabric = fabric
         self.fabric.seed_everything(config.seed, verbose=False)
         self.volumes = load_pack(pack, "train", self.fabric.device, config.data.halvings)
         self.validation = load_pack(pack, "validation", self.fabric.device, config.data.halvings)
@@ -237,7 +210,8 @@ class Trainer:
         checkpoint = self.output / CHECKPOINT
         stored = self._load(checkpoint) if resume and checkpoint.is_file() else None
         if stored is None:
-            (self.output / "log.csv").unlink(missing_ok=True)  # of a run that never came to a checkpoint
+            if self.fabric.is_global_zero:  # a log of a run that never came to a checkpoint
+                (self.output / "log.csv").unlink(missing_ok=True)
             self._score_start()
         for stage in range(self.progress.stage, len(self.config.stages)):
             if stage != self.progress.stage:
@@ -267,7 +241,7 @@ class Trainer:
         if self.fabric.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.fabric.device)
         began = time.monotonic()
-        with progress_bar(f"stage {stage + 1}", plan.steps, self.progress.step) as advance:
+        with self._bar(f"stage {stage + 1}", plan.steps) as advance:
             while self.progress.step < plan.steps:
                 start = time.monotonic()
                 losses = self._step(stage, objective, optimizer)
@@ -275,7 +249,7 @@ class Trainer:
                 self.progress.step += 1
                 self._log(stage, losses, optimizer.param_groups[0]["lr"], time.monotonic() - start)
                 advance(f"loss {losses['loss']:.4f}")
-                late = time.monotonic() > deadline
+                late = deadline < math.inf and self.fabric.broadcast(time.monotonic() > deadline)
                 step, last = self.progress.step, self.progress.step == plan.steps
                 is_validated = step % self.config.validate_every == 0 or last
                 is_saved = step % self.config.save_every == 0 or late
@@ -301,9 +275,7 @@ class Trainer:
         """Take freshly drawn pairs through the schedule; what is drawn depends on seed, step and weights alone."""
         plan, step = self.config.stages[stage], self.progress.step
         generator = np.random.default_rng([self.config.seed, stage, step])
-        count = self.config.optimization.batch_size
-        drawn = [draw_pair(self.volumes, self.config.data, generator, self._align) for _ in range(count)]
-        batch = _stack([*drawn, *(pair.swapped() for pair in drawn)] if self.config.data.both_orders else drawn)
+        batch = self._draw(stage, step)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(step, plan.steps)
         maps = objective.maps(batch.fixed, batch.moving, batch.labels, generator)
@@ -328,7 +300,18 @@ class Trainer:
                 with self.fabric.autocast(), torch.no_grad():
                     out = self.model.run_level(level, *pairs[level], before)
             before = out.detach()
-        return {name: statistics.fmean(row[name] for row in history) for name in history[0]}
+        means = [statistics.fmean(row[name] for row in history) for name in history[0]]
+        over_all = self.fabric.all_reduce(torch.tensor(means, dtype=torch.float64), reduce_op="mean")
+        return dict(zip(history[0], over_all.tolist(), strict=True))
+
+    def _draw(self, stage: int, step: int) -> TrainingPair:
+        """Draw this process's pairs of a step, each by a generator of its own: all draw what one process would."""
+        config, count = self.config, self.config.optimization.batch_size
+        first = 1 + self.fabric.global_rank * count  # 0 would be the generator of what all pairs share
+        generators = [np.random.default_rng([config.seed, stage, step, first + n]) for n in range(count)]
+        drawn = [draw_pair(self.volumes, config.data, generator, self._align) for generator in generators]
+        batch = _stack([*drawn, *(pair.swapped() for pair in drawn)] if config.data.both_orders else drawn)
+        return batch if is_so_everywhere(self.fabric, batch.labels is not None) else replace(batch, labels=None)
 
     def _align(self, fixed: Tensor, moving: Tensor) -> Tensor:
         """Return the velocity of the first run: where a brain goes that is sent towards another."""
@@ -339,7 +322,9 @@ class Trainer:
         """Move the weights by one gradient."""
         optimizer.zero_grad()
         self.fabric.backward(loss)
-        torch.nn.utils.clip_grad_norm_([w for group in optimizer.param_groups for w in group["params"]], 1.0)
+        weights = [w for group in optimizer.param_groups for w in group["params"]]
+        share_gradients(self.fabric, weights)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
 
     def _learning_rate(self, step: int, steps: int) -> float:
@@ -357,27 +342,49 @@ class Trainer:
 
     def _score_start(self) -> None:
         """Score the network before its first step; weights to start from are what the first stage has to beat."""
-        print(f"weights are chosen by {self.selection.describe}", flush=True)
-        with self.fabric.autocast():
-            self.progress.start = self.selection.score(self.model.eval(), self.config.taught(0))
-        print("before training: " + _list_scores(self.progress.start), flush=True)
+        self._say(f"weights are chosen by {self.selection.describe}")
+        self.progress.start = self._score(self.model.eval(), 0)
+        self._say("before training: " + _list_scores(self.progress.start))
         if self.config.initial_weights:
             self.progress.best_score = self.selection.worth(self.progress.start)
-            save_model(self.model, self.weights, self._card())
+            self._save_weights(self.model)
+
+    def _score(self, model: MMLN, stage: int) -> dict[str, float]:
+        """Score a network in the first process, for all."""
+        scores = None
+        if self.fabric.is_global_zero:
+            with self.fabric.autocast():
+                scores = self.selection.score(model, self.config.taught(stage))
+        return cast(dict[str, float], self.fabric.broadcast(scores))
+
+    def _save_weights(self, model: MMLN) -> None:
+        if self.fabric.is_global_zero:
+            save_model(model, self.weights, self._card())
+
+    def _say(self, text: str) -> None:
+        if self.fabric.is_global_zero:
+            print(text, flush=True)
+
+    def _bar(self, label: str, steps: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Return the first process's progress bar of a stage."""
+        return (
+            progress_bar(label, steps, self.progress.step)
+            if self.fabric.is_global_zero
+            else nullcontext(lambda text: None)
+        )
 
     def _validate(self, stage: int, averaged: AveragedModel) -> None:
         """Score the averaged weights; keep them when they are the best so far."""
         key, p = str(stage + 1), self.progress
-        with self.fabric.autocast():
-            scores = self.selection.score(cast(MMLN, averaged.module), self.config.taught(stage))
+        scores = self._score(cast(MMLN, averaged.module), stage)
         use = {"seconds_per_step": p.seconds[key] / p.step, **p.memory[key]}
-        print(f"stage {key} step {p.step}: {_list_scores(scores)} | {_list_scores(use)}", flush=True)
+        self._say(f"stage {key} step {p.step}: {_list_scores(scores)} | {_list_scores(use)}")
         worth = self.selection.worth(scores)
         if key not in p.tried or worth > self.selection.worth(p.tried[key]):
             p.tried[key] = scores
         if worth > p.best_score:
             p.best_score, p.scores[key] = worth, scores
-            save_model(cast(MMLN, averaged.module), self.weights, self._card())
+            self._save_weights(cast(MMLN, averaged.module))
 
     def _card(self) -> dict[str, Any]:
         """Return what the card says so far."""
@@ -389,6 +396,7 @@ class Trainer:
                 "volumes": [v.name for v in self.volumes],
                 "validation": [v.name for v in self.validation],
                 "selection": self.selection.describe,
+                "processes": self.fabric.world_size,
                 "steps": dict(p.steps),
                 "hours": {k: round(v, 3) for k, v in p.hours.items()},
                 "stages": [self._report(number, plan) for number, plan in enumerate(self.config.stages, 1)],
@@ -413,17 +421,19 @@ class Trainer:
         levels = " and ".join(map(str, self.config.stages[stage].levels))
         best, before = self.selection.name(p.tried[key]), self._before(stage)
         if key in p.scores:
-            print(f"stage {key} kept: {best}, {before} before it", flush=True)
+            self._say(f"stage {key} kept: {best}, {before} before it")
             if self.selection.worth(p.scores[key]) <= self.selection.worth(p.start):
-                print(f"stage {key}: warning: no better than before training", flush=True)
+                self._say(f"stage {key}: warning: no better than before training")
         else:
-            print(f"stage {key} DROPPED: its best {best} does not beat {before}; level {levels} as before", flush=True)
+            self._say(f"stage {key} DROPPED: its best {best} does not beat {before}; level {levels} as before")
+        self.fabric.barrier()  # the weights are there
         model, _ = load_model(self.weights)
         self.model.load_state_dict(model.state_dict())
         if silent := silent_levels(model):
             names = ", ".join(map(str, silent))
-            print(f"{self.weights.name}: level {names} adds nothing, its last convolution is zero", flush=True)
-        save_card(model, self.weights, self._card())
+            self._say(f"{self.weights.name}: level {names} adds nothing, its last convolution is zero")
+        if self.fabric.is_global_zero:
+            save_card(model, self.weights, self._card())
 
     def _before(self, stage: int) -> str:
         """Return the score that a stage had to beat, in words."""
@@ -449,6 +459,8 @@ class Trainer:
         """Book a step's time, and write its row; a log keeps the columns that it began with."""
         key, path = str(stage + 1), self.output / "log.csv"
         self.progress.seconds[key] = self.progress.seconds.get(key, 0.0) + seconds
+        if not self.fabric.is_global_zero:
+            return
         row: dict[str, Any] = {"stage": key, "step": self.progress.step, "learning_rate": f"{rate:.3g}"}
         row |= {name: f"{value:.6f}" for name, value in losses.items()}
         row |= {"seconds": f"{seconds:.3f}"} | self._peak_memory()
@@ -461,6 +473,8 @@ class Trainer:
             writer.writerow(row)
 
     def _save(self, optimizer: Any, averaged: AveragedModel) -> None:
+        if not self.fabric.is_global_zero:
+            return
         state = {
             "config": self.config.asdict(),
             "progress": vars(self.progress),
@@ -469,13 +483,14 @@ class Trainer:
             "optimizer": optimizer.state_dict(),
         }
         with atomic_path(self.output / CHECKPOINT) as temporary:
-            self.fabric.save(temporary, state)
+            torch.save(state, temporary)
 
     def _load(self, path: Path) -> dict[str, Any]:
         stored: dict[str, Any] = torch.load(path, map_location=self.fabric.device, weights_only=True)
         self.progress = Progress(**stored["progress"])
         self.model.load_state_dict(stored["model"])
-        self._trim_log()
+        if self.fabric.is_global_zero:
+            self._trim_log()
         return stored
 
     def _trim_log(self) -> None:

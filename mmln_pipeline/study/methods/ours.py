@@ -247,6 +247,7 @@ def _rehearse(config: TrainConfig, device: str) -> list[float]:
     from mmln_pipeline.machine.devices import resolve_device
     from mmln_pipeline.training import loop
     from mmln_pipeline.training.pack import build_pack
+    from mmln_pipeline.training.processes import start_fabric
 
     class Rehearsal(loop.Trainer):
         """Takes steps, and neither scores nor saves."""
@@ -259,7 +260,7 @@ def _rehearse(config: TrainConfig, device: str) -> list[float]:
     short = replace(config, stages=tuple(replace(stage, steps=REHEARSED) for stage in config.stages))
     with TemporaryDirectory(prefix="mmln-") as folder:
         pack = build_pack(config, Path(os.sep))
-        Rehearsal(short, pack, Path(folder), resolve_device(device)).run(None, resume=False)
+        Rehearsal(short, pack, Path(folder), start_fabric(resolve_device(device))).run(None, resume=False)
         with (Path(folder) / "log.csv").open(newline="") as lines:
             rows = list(csv.DictReader(lines))
     stages = range(1, len(config.stages) + 1)

@@ -1,0 +1,55 @@
+"""Pages with a script: one HTML file that holds style, data and script, and a policy that lets no request leave it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_page(template: str, *, scripts: Sequence[str], data: Mapping[str, object], **content: object) -> str:
+    """Render a template with its scripts and the data that they read.
+
+    Parameters
+    ----------
+    template : str
+        Name of a file in `templates`; it escapes what it is given.
+    scripts : sequence of str
+        Names of files in `templates`, run one after the other as one script.
+    data : mapping
+        What they find, as JSON, in the element `data`.
+    **content
+        What else the template shows.
+
+    Returns
+    -------
+    str
+        HTML; the script is named by its hash in the page's policy.
+    """
+    script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(
+        script=Markup(script), script_hash=Markup(f"sha256-{digest}"), data=_embed(data), **content
+    )
+
+
+def _embed(data: Mapping[str, object]) -> Markup:
+    """Write JSON that can stand in an element of HTML: nothing in it ends the element.
+
+    Examples
+    --------
+    >>> _embed({"name": "</script>"})
+    Markup('{"name":"\\\\u003c/script>"}')
+    """
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c"))
