@@ -28,7 +28,7 @@ from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
-# Options of Apptainer, Docker, pip and SLURM that the pages mention.
+# Options of Apptainer, Docker, pip, SLURM and torchrun that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
 FOREIGN |= {
     "--build-arg",
@@ -43,6 +43,11 @@ FOREIGN |= {
     "--output",
     "--bind",
     "--wrap",
+    "--max-restarts",
+    "--no-python",
+    "--nproc-per-node",
+    "--ntasks-per-node",
+    "--nnodes",
 }
 
 
