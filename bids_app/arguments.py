@@ -45,9 +45,12 @@ class _Parser(StrictParser):
     """Parser whose errors are one line."""
 
     def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}{self._guess(message)} (see {self.prog} --help)\n")
+
+    def _guess(self, message: str) -> str:
+        """Return the word that may be meant by one that is no choice."""
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        meant = suggest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""
-        self.exit(2, f"{self.prog}: error: {message}{meant} (see {self.prog} --help)\n")
+        return suggest(wrong[1], re.findall(r"[\w-]+", wrong[2])) if wrong else ""
 
 
 def build_parser() -> argparse.ArgumentParser:

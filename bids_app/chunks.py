@@ -54,6 +54,7 @@ def group_alike(scans: Sequence[Scan], targets: Sequence[Target]) -> list[list[S
     groups: dict[tuple, list[Scan]] = {}
     for scan in sorted(scans, key=lambda scan: scan.workflow_name):
         files = tuple(scan.has(kind) for kind in ("mask", "dseg", "lesion"))
-        kind = (*files, len(scan.images), scan.reference, *(target.name for target in targets_of(scan, targets)))
+        names = (target.name for target in targets_of(scan, targets))
+        kind = (*files, len(scan.images), len(scan.along), scan.reference, *names)
         groups.setdefault(kind, []).append(scan)
     return list(groups.values())

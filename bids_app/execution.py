@@ -51,7 +51,7 @@ def run_workflow(
     config: Config,
     scans: Sequence[Scan],
     plugin: Plugin | None = None,
-    course: tuple[Forecast, Callable[[str], None]] | None = None,
+    progress: tuple[Forecast, Callable[[str], None]] | None = None,
 ) -> dict[str, Failure]:
     """Run a workflow to its end, whatever fails on the way.
 
@@ -65,8 +65,9 @@ def run_workflow(
         The scans in it.
     plugin : Plugin or None, default None
         Nipype's, in place of this module's choice.
-    course : tuple of Forecast and callable, or None, default None
-        The forecast of the run that this is a part of, and what is called with a line on each step; None: its own.
+    progress : (Forecast, callable) or None, default None
+        The forecast of a run of which this workflow is a part, and what is called with a line on each step (see
+        `show_forecast`); None: those of this workflow alone.
 
     Returns
     -------
@@ -82,9 +83,10 @@ def run_workflow(
     gc.freeze()  # Nipype collects garbage before it submits a node: loaded modules need no look each time
     config.work_dir.mkdir(parents=True, exist_ok=True)
     # Nipype's monitor leaves its samples in the folder where the process stands.
-    forecast, say = course or (Forecast(count_steps(workflow), SECONDS), None)
-    with indirectory(config.work_dir), nullcontext(say) if say else show_forecast("mmln-bids", forecast) as say:
-        arguments = {"status_callback": StepTeller(forecast, say, names, workflow)}
+    forecast, say = progress or (Forecast(count_steps(workflow), SECONDS), None)
+    shown = nullcontext(say) if say else show_forecast("mmln-bids", forecast)
+    with indirectory(config.work_dir), shown as tell:
+        arguments = {"status_callback": StepTeller(forecast, tell, names, workflow)}
         runner = _make_runner(config, arguments, plugin)
         try:
             workflow.run(plugin=runner)

@@ -1,7 +1,6 @@
 """Participant level: check everything, run one workflow for all scans, write reports, name who failed."""
 
 import shutil
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSet, Sequence
@@ -134,7 +133,7 @@ def register_scans(config: Config, method: Method, found: Found, plugin: Plugin 
     # A job has memory of its own, whatever this machine has.
     own = replace(config, low_mem=False, mem_gb=NETWORK_GB) if is_elsewhere else config
     chunks = split(sound, chunk_size(config.nprocs, is_elsewhere))
-    examples, steps = build_examples(own, method, chunks)
+    examples, counts = build_examples(own, method, chunks)
     if config.clean_workdir:
         shutil.rmtree(Path(examples.base_dir) / examples.name, ignore_errors=True)
     write_dataset_files(config, method, write_boilerplate(examples))
@@ -142,7 +141,7 @@ def register_scans(config: Config, method: Method, found: Found, plugin: Plugin 
         print(config.output_dir / method.apart(filenames.CITATION))
         return 0
     told: set[str] = set()
-    forecast = Forecast(steps, SECONDS)
+    forecast = Forecast(counts, SECONDS)
     with show_forecast("mmln-bids", forecast) as say:
         for number, chunk in enumerate(chunks):
             warn_of_headers(chunk, method, told)
@@ -177,8 +176,8 @@ def build_examples(
     -------
     workflow : Workflow
         Its methods text is that of the run. Of a kind whose scans cannot be built there is none.
-    steps : Counter
-        Steps of all chunks, by their names.
+    counts : Counter of str
+        Steps of all chunks, by their kind.
     """
     groups = group_alike([scan for chunk in chunks for scan in chunk], method.targets)
     failed: dict[str, Exception] = {}
@@ -187,12 +186,14 @@ def build_examples(
         n_failed = len(failed)
         firsts = [next((scan for scan in group if scan.stem not in failed), None) for group in groups]
         workflow = build_workflow(config, method, [scan for scan in firsts if scan], failed)
-    common, steps = count_steps(workflow), Counter[str]()
-    for first, group in zip(firsts, groups, strict=True):
-        own = count_steps(workflow.get_node(first.workflow_name)) if first else Counter[str]()
-        common -= own
-        steps += Counter({name: count * len(group) for name, count in own.items()})
-    return workflow, steps + Counter({name: count * len(chunks) for name, count in common.items()})
+    own = [count_steps(workflow.get_node(scan.workflow_name)) if scan else Counter() for scan in firsts]
+    counts = count_steps(workflow)
+    for steps in own:
+        counts -= steps  # what is left belongs to no scan: once a chunk
+    counts = Counter({kind: count * len(chunks) for kind, count in counts.items()})
+    for steps, group in zip(own, groups, strict=True):
+        counts += Counter({kind: count * len(group) for kind, count in steps.items()})
+    return workflow, counts
 
 
 def list_unfinished(config: Config, method: Method, found: Found) -> list[str]:
@@ -221,8 +222,7 @@ def warn_of_headers(scans: Sequence[Scan], method: Method, told: MutableSet[str]
     told = set() if told is None else told
     for line in describe_headers(scans, method):
         if line not in told:
-            print(f"mmln-bids: warning: {line}", file=sys.stderr)
-            LOGGER.warning(line)
+            warn(f"mmln-bids: warning: {line}")
         told.add(line)
 
 

@@ -194,7 +194,7 @@ def _checksum(*images: Nifti1Image | None) -> str:
     digest = hashlib.sha256()
     for image in images:
         if image is not None:
-            digest.update(np.ascontiguousarray(image.dataobj))
+            digest.update(np.ascontiguousarray(image.dataobj).data)
             digest.update(image.affine.tobytes())
     return digest.hexdigest()
 

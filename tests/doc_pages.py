@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import joblib
-import nibabel as nb
 import numpy as np
 import pytest
 from tiny_bids import SHAPE, make_brain
@@ -19,6 +18,7 @@ from mmln_pipeline import cli, demo, weights
 from mmln_pipeline.atlas import templates
 from mmln_pipeline.bids_app import arguments as parser
 from mmln_pipeline.bids_app.run import main as run_bids_app
+from mmln_pipeline.space.grids import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -66,12 +66,11 @@ def walnut(folder):
     """Work in a folder, with a template and bundled weights for a brain of the size of a walnut, on one processor."""
     brain = make_brain()
     shares = [np.clip(brain.get_fdata() / 600 - shift, 0, 1).astype(np.float32) for shift in (0.0, 0.4)]
-    images = brain, *(nb.Nifti1Image(share, brain.affine) for share in shares)
+    images = dict(zip(("t1", "gm", "wm"), (brain.get_fdata(dtype=np.float32), *shares), strict=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(weights, "FOLDER", shrink_weights(folder / "weights"))
-        for name, image in zip(("template", "gm_template", "wm_template"), images, strict=True):
-            patch.setattr(templates.datasets, f"load_mni152_{name}", lambda resolution, image=image: image)
+        patch.setattr(templates, "_read_nilearns", lambda kind: (Grid.of(brain), images[kind].copy()))
         patch.setattr(demo, "make_truth", partial(demo.make_truth, spacing=1, smoothness=8.0, size=1.0))
         patch.setattr(parser, "_available_processors", lambda: 1)
         patch.setattr(joblib, "cpu_count", lambda: 1)

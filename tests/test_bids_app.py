@@ -133,7 +133,7 @@ def test_scans_in_chunks_give_what_one_graph_gives(finished, tmp_path, monkeypat
     assert len(loads) == 1  # what all scans share
     last = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mmln-bids: ")][-1]
     done, total = last.split()[1].split("/")
-    assert done == total
+    assert 0 < int(done) <= int(total)  # files that are put in their place last have no line
     names = list_results(out)
     assert names == list_results(tmp_path / "out")
     timed = ("_qc.json", "_qc.tsv", ".html", ".toml")  # the last one names the folders
@@ -147,6 +147,7 @@ def test_one_scan_of_each_kind_tells_text_and_steps_of_all(place):
     config = scan_config(place, *tiny, *labelled)
     method, scans = participant_level.prepare_method(config), find_scans(config).scans
     scans = [replace(scan, t1w=Path(f"{scan.stem}{number}_T1w.nii.gz")) for number in "12" for scan in scans]
+    scans[-1] = replace(scans[-1], along=(place / "raw/sub-03/anat/sub-03_T2w.nii.gz",))
     examples, n_steps = participant_level.build_examples(config, method, [scans])
     whole = participant_level.build_workflow(config, method, scans)
     assert len(examples.list_node_names()) < len(whole.list_node_names())

@@ -281,7 +281,7 @@ def test_an_option_given_twice_is_refused(capsys, options, advice):
 
 def test_a_misspelt_level_is_answered_with_the_one_that_is_meant(capsys):
     assert main(["raw", "out", "particpant"]) == 2
-    assert ": did you mean participant? (see" in one_error(capsys)
+    assert "; did you mean participant? (see" in one_error(capsys)
 
 
 def test_datasets_add_up(tmp_path):
@@ -322,7 +322,7 @@ def other_value(item):
         Path | None: Path("/a path"),
         tuple[str, ...]: ("01", "02"),
         Mapping[str, Path]: {"labels": Path("/lab els"), "masks": Path("/m")},
-        Mapping[str, str]: {"raw": "https://example.org/ds1"},
+        Mapping[str, str]: {"raw": "https://example.org/raw"},
     }
     value = known[item.type]
     return not item.default if item.type is bool else value

@@ -31,6 +31,11 @@ from mmln_pipeline.workflows import Scan
 # Options of Apptainer, Docker, pip, SLURM and torchrun that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
 FOREIGN |= {
+    "--max-restarts",
+    "--no-python",
+    "--nnodes",
+    "--nproc-per-node",
+    "--ntasks-per-node",
     "--build-arg",
     "--read-only",
     "--containall",
@@ -43,11 +48,6 @@ FOREIGN |= {
     "--output",
     "--bind",
     "--wrap",
-    "--max-restarts",
-    "--no-python",
-    "--nproc-per-node",
-    "--ntasks-per-node",
-    "--nnodes",
 }
 
 
@@ -184,8 +184,8 @@ def list_names(scan, spaced):
             filenames.TEMPLATES,
             filenames.GROUP_TABLE,
             filenames.GROUP_REPORT,
-            filenames.GROUP_VOLUMES,
             filenames.GROUP_SHEET,
+            filenames.GROUP_VOLUMES,
         ),
         *filenames.study_template_paths("NAME", has_dseg=True).values(),
         *(filenames.template_description("NAME"), filenames.template_label_table("NAME")),

@@ -21,8 +21,8 @@ QC_ENDING = "_desc-registration_qc.json"
 FUSED_ENDING = f"_space-T1w_seg-{FUSED}_qc.json"
 GROUP_TABLE = "group_registration.tsv"
 GROUP_REPORT = "group_registration.html"
-GROUP_VOLUMES = "group_volumes.tsv"
 GROUP_SHEET = "group_contact_sheet.html"
+GROUP_VOLUMES = "group_volumes.tsv"
 
 # Files that the BIDS schema does not (yet) know: reports, figures, logs, transforms, scores, and the group's
 # table and images. The validator asks about the folder of figures without a final slash.

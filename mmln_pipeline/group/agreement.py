@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -133,7 +134,7 @@ def _read_grids(paths: Mapping[str, Path]) -> dict[str, Grid]:
     grids = {}
     for name, path in paths.items():
         try:
-            image = nib.load(path)
+            image: Any = nib.load(path)
             grids[name] = Grid(image.shape[:3], affine_in_mm(image))
         except UNREADABLE:
             continue

@@ -90,8 +90,9 @@ def load_pair(
 
     files = {name: path for name, path in sources.items() if isinstance(path, str | Path)}
     fixed_brain = Brain(fixed_image, load("fixed mask", "fixed image"), name="fixed")
-    mask, lesion = load("moving mask", "moving image"), load("moving lesion mask", "moving image")
-    moving_brain = Brain(moving_image, mask, lesion, "moving")
+    moving_brain = Brain(
+        moving_image, load("moving mask", "moving image"), load("moving lesion mask", "moving image"), "moving"
+    )
     return Pair(
         fixed_brain.like(moving_brain),
         moving_brain.like(fixed_brain),

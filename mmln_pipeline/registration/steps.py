@@ -307,9 +307,8 @@ def _resample(
             lambda: move("moved_dseg", pair.moving_dseg, "nearest"),
         )
     sampled = {name: image for part in parts for name, image in part.items()}
-    inputs = {"fixed": pair.fixed.image, "moving": pair.moving.image}
-    transforms = {"transform": transform, "inverse": Transform([*linear_inverse, back]), "affine": matrix}
-    return inputs | sampled | transforms
+    given = {"fixed": pair.fixed.image, "moving": pair.moving.image, "affine": matrix}
+    return sampled | given | {"transform": transform, "inverse": Transform([*linear_inverse, back])}
 
 
 def _score(

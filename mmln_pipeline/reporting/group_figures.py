@@ -20,7 +20,7 @@ from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting.canvas import STYLE, Canvas, tidy_svg
 from mmln_pipeline.reporting.mosaic import lay_out
 
-COLOUR, INK = "#0b5cad", "#1b1f24"
+REGISTERED, INK = "#0b5cad", "#1b1f24"
 
 
 def plot_structures(structures: Mapping[str, Sequence[float]], out_svg: str | PathLike) -> None:
@@ -134,11 +134,11 @@ def _draw_box(axes: Axes, values: list[float], position: float) -> None:
     reach = 1.5 * (third - first)
     is_near = (numbers >= first - reach) & (numbers <= third + reach)
     low, high = numbers[is_near].min(), numbers[is_near].max()
-    axes.hlines([position, position], [low, third], [first, high], colors=COLOUR, linewidth=1)
-    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=COLOUR))
+    axes.hlines([position, position], [low, third], [first, high], colors=REGISTERED, linewidth=1)
+    axes.add_patch(Rectangle((first, position - 0.3), third - first, 0.6, fill=False, edgecolor=REGISTERED))
     axes.vlines(median, position - 0.3, position + 0.3, colors=INK, linewidth=1.6)
     beyond = numbers[~is_near]
-    axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=COLOUR, linewidths=0)
+    axes.scatter(beyond, np.full(beyond.shape, position), s=10, c=REGISTERED, linewidths=0)
 
 
 def _finish(axes: Axes) -> None:

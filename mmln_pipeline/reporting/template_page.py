@@ -14,7 +14,7 @@ from nibabel import Nifti1Image
 
 from mmln_pipeline import __version__
 from mmln_pipeline.machine.files import write_text
-from mmln_pipeline.reporting.group_figures import COLOUR, INK, plot_mean, save_figure
+from mmln_pipeline.reporting.group_figures import INK, REGISTERED, plot_mean, save_figure
 from mmln_pipeline.reporting.shown_scores import write_number
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -93,7 +93,7 @@ def plot_convergence(table: pd.DataFrame, out_svg: str | Path) -> None:
     figure = Figure(figsize=(2.6 * len(shown), 2.2), facecolor="white", layout="constrained")
     for axes, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         known = table[table[key].notna()]
-        axes.plot(known["iteration"], known[key], marker="o", markersize=4, color=COLOUR)
+        axes.plot(known["iteration"], known[key], marker="o", markersize=4, color=REGISTERED)
         title, unit, _ = MEASURES[key]
         axes.set_title(f"{title}{f', {unit}' if unit else ''}", fontsize=9, color=INK)
         axes.set_xlim(-0.3, table["iteration"].max() + 0.3)

@@ -29,7 +29,13 @@ from mmln_pipeline.training.data import TrainingPair, draw_pair, load_pack
 from mmln_pipeline.training.datasets import check_numbers, check_people, label_table
 from mmln_pipeline.training.objective import RunObjective
 from mmln_pipeline.training.pack import build_pack
-from mmln_pipeline.training.processes import check_starter, is_so_everywhere, share_gradients, start_fabric
+from mmln_pipeline.training.processes import (
+    check_starter,
+    is_so_everywhere,
+    mean_over_all,
+    share_gradients,
+    start_fabric,
+)
 from mmln_pipeline.training.validation import Selection
 from mmln_pipeline.weights import load_model, save_card, save_model, silent_levels
 
@@ -301,7 +307,7 @@ class Trainer:
                     out = self.model.run_level(level, *pairs[level], before)
             before = out.detach()
         means = [statistics.fmean(row[name] for row in history) for name in history[0]]
-        over_all = self.fabric.all_reduce(torch.tensor(means, dtype=torch.float64), reduce_op="mean")
+        over_all = mean_over_all(self.fabric, torch.tensor(means, dtype=torch.float64))
         return dict(zip(history[0], over_all.tolist(), strict=True))
 
     def _draw(self, stage: int, step: int) -> TrainingPair:

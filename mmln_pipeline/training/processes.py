@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import cast
 
 import torch
 from lightning.fabric import Fabric
@@ -106,14 +107,19 @@ def share_gradients(fabric: Fabric, weights: Iterable[Tensor]) -> None:
     """Replace the gradients of weights by their mean over all processes."""
     if fabric.world_size > 1:
         slopes = [weight.grad for weight in weights if weight.grad is not None]
-        mean = fabric.all_reduce(torch.cat([slope.flatten() for slope in slopes]), reduce_op="mean")  # one message
+        mean = mean_over_all(fabric, torch.cat([slope.flatten() for slope in slopes]))  # one message
         for slope, own in zip(slopes, mean.split([slope.numel() for slope in slopes]), strict=True):
             slope.copy_(own.view(slope.shape))
 
 
+def mean_over_all(fabric: Fabric, numbers: Tensor) -> Tensor:
+    """Return the mean of what each process has."""
+    return cast(Tensor, fabric.all_reduce(numbers, reduce_op="mean"))
+
+
 def is_so_everywhere(fabric: Fabric, is_so: bool) -> bool:
     """Tell whether something holds in every process."""
-    return bool(fabric.all_reduce(torch.tensor(float(is_so), device=fabric.device), reduce_op="mean") == 1)
+    return bool(mean_over_all(fabric, torch.tensor(float(is_so), device=fabric.device)) == 1)
 
 
 def _is_shared() -> bool:
