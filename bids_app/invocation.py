@@ -324,9 +324,10 @@ class Config:
             if name == "raw" or not re.fullmatch("[0-9A-Za-z_-]+", name):
                 raise ValueError(f"derivatives: expected names of letters, digits, _ and -, not raw; found {name!r}")
         known = ("raw", *self.derivatives)
-        for name in self.dataset_uri:
+        for name, uri in self.dataset_uri.items():
             if name not in known:
                 raise ValueError(f"dataset_uri: expected the name of a dataset ({', '.join(known)}), found {name!r}")
+            parse_uri(f"{name}={uri}")  # a TOML file's are only text so far
 
     @property
     def is_spaces_only(self) -> bool:

@@ -34,7 +34,7 @@ version=$(tar -tf "$place/base.tar" | sed -n 's|^\./usr/bin/python\(3\.[0-9]*\)$
 wheels=$place/wheels-$(cat setup.py constraints.txt | sha256sum | cut -c 1-12)
 if [ ! -d "$wheels" ]; then
   "python$version" -m pip wheel --quiet -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
-    --wheel-dir "$wheels.part" ".[convert]" setuptools
+    --wheel-dir "$wheels.part" . setuptools
   rm -f "$wheels.part"/mmln_pipeline-*
   mv "$wheels.part" "$wheels"
 fi

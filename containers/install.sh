@@ -1,11 +1,11 @@
 #!/bin/sh
-# Install the checkout in the current folder into /opt/mmln, pinned by constraints.txt, with what all options of mmln-bids
-# need ([convert]: --write-formats), and leave out what no run needs. Dockerfile and mmln.def run it; Python and a C
-# compiler have to be there. TORCH_INDEX: see the Makefile.
+# Install the checkout in the current folder into /opt/mmln, pinned by constraints.txt, and leave out what no run needs.
+# Dockerfile and mmln.def run it; Python and a C compiler have to be there. TORCH_INDEX: see the Makefile.
+# Without [convert], whose dill torch would import: dill wants a temporary folder before there is one.
 set -eu
 export PIP_CONSTRAINT="$PWD/constraints.txt" PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 python3 -m venv /opt/mmln
-/opt/mmln/bin/python -m pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} ".[convert]"
+/opt/mmln/bin/python -m pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
 
 cd "$(/opt/mmln/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 # Tests of libraries with their data. Packages called `test` or `testing` stay where they are imported by others.

@@ -39,6 +39,7 @@ FOREIGN |= {
     "--build-arg",
     "--read-only",
     "--containall",
+    "--me",
     "--cpus-per-task",
     "--time",
     "--gres",

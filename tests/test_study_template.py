@@ -9,7 +9,7 @@ import pytest
 from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import center_of_mass, gaussian_filter
 from scipy.spatial.transform import Rotation
-from tiny_bids import list_files, make_brain, one_error, settings, snapshot
+from tiny_bids import list_files, make_brain, one_error, override, settings, snapshot
 
 from mmln_pipeline.atlas.templates import load_template
 from mmln_pipeline.bids_app.run import main
@@ -212,7 +212,7 @@ def test_second_run_changes_nothing(built):
     ],
 )
 def test_wrong_usage(built, options, words, capsys):
-    assert main([*built[1], *options]) == 2
+    assert main(override(built[1], options)) == 2
     assert words in one_error(capsys)
 
 

@@ -73,10 +73,14 @@ def settings(place):
     return [*tiny, "--refine", "0", "--nprocs", "1", "--device", "cpu"]
 
 
-def override(settings, options):
-    """Settings, each an option and its value, without those that are given otherwise, and the options that do."""
-    pairs = zip(settings[::2], settings[1::2], strict=True)
-    return [*(part for pair in pairs if pair[0] not in options for part in pair), *options]
+def override(arguments, options):
+    """Arguments without the single-valued options that are given otherwise, and the options that do."""
+    kept = list(arguments)
+    for name in options:
+        if str(name).startswith("--") and name in kept:
+            start = kept.index(name)
+            del kept[start : start + 2]
+    return [*kept, *options]
 
 
 @pytest.fixture
