@@ -31,6 +31,8 @@ CANNOT = {
     ".venv/bin/python -m pytest tests/test_metrics.py -k dice": "the tests run anyway",
     "python -m pip install": "needs a package index",
     "pip install": "needs a package index",
+    "python3 -m venv /project/venv": "needs a package index",
+    "/project/venv/bin/python -m pip": "needs a package index",
     "docker": "needs Docker",
     "apptainer": "needs Apptainer",
     "sbatch": "needs SLURM",

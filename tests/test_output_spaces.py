@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_bids import make_brain, one_error, write_image
+from tiny_bids import SHAPE, make_brain, one_error, write_image
 
 from mmln_pipeline.bids_app.arguments import UsageError, parse_args
 from mmln_pipeline.bids_app.output_spaces import parse_space
@@ -57,12 +57,12 @@ def config(place, monkeypatch, tmp_path):
 
 
 def test_several_spaces_keep_labels_of_their_own(config, place):
-    targets, _ = find_targets(config)
+    targets, _ = find_targets(config, SHAPE)
     assert [target.name for target in targets] == ["A", "B"]
     assert [target.atlas for target in targets] == ["tissue", "tissueB"]
     assert all(target.spaced and not target.compare_labels for target in targets)
     assert not fused_targets(targets)  # tissues of two templates are no atlases that vote
-    beside, _ = find_targets(replace(config, template=str(place / "tpl-tiny_T1w.nii.gz")))
+    beside, _ = find_targets(replace(config, template=str(place / "tpl-tiny_T1w.nii.gz")), SHAPE)
     assert [target.name for target in beside] == ["tiny", "A", "B"]
 
 
@@ -70,7 +70,7 @@ def test_companions_belong_to_the_template(config, place):
     labels = place / "tpl-tiny_seg-core_dseg.nii.gz"
     with pytest.raises(ValueError, match="template_mask and template_dseg belong to --template"):
         replace(config, template_dseg=labels)
-    targets, _ = find_targets(replace(config, template=str(place / "tpl-tiny_T1w.nii.gz"), template_dseg=labels))
+    targets, _ = find_targets(replace(config, template=str(place / "tpl-tiny_T1w.nii.gz"), template_dseg=labels), SHAPE)
     assert [target.compare_labels for target in targets] == [True, False, False]
     with pytest.raises(UsageError, match="--output-spaces A: --template is called so too"):
-        find_targets(replace(config, template="A"))
+        find_targets(replace(config, template="A"), SHAPE)

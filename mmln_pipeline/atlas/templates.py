@@ -184,7 +184,7 @@ def _read_nilearns(kind: str) -> tuple[Grid, np.ndarray]:
         raise FileNotFoundError(f"template {EMBEDDED}: expected the package nilearn, which carries it, found none")
     folder = Path(spec.submodule_search_locations[0], "datasets", "data")
     image: Any = nib.load(folder / f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz")
-    data = np.array(image.dataobj, dtype=np.float32)
+    data = image.get_fdata(dtype=np.float32)
     data /= data.max()
     return Grid.of(image), data
 

@@ -305,7 +305,7 @@ def conform(
     """
     if affine is None and Grid.of(grid).matches(image):
         keeps_type = interpolation in FOR_LABELS
-        data = np.array(image.dataobj, dtype=None if keeps_type else np.float32)
+        data = np.array(np.asanyarray(image.dataobj), dtype=None if keeps_type else np.float32)
         return new_image(data, grid)
     return Transform(() if affine is None else (affine,)).resample(image, grid, interpolation)
 

@@ -256,7 +256,7 @@ def _trusted(
     if pair.moving.lesion is None:
         return None
     marked = new_image((np.asarray(pair.moving.lesion.dataobj) != 0).astype(np.float32), pair.moving.lesion)
-    lesion = np.array(volumes.conform(marked, network.grid, affine=matrix).dataobj)
+    lesion = np.asarray(volumes.conform(marked, network.grid, affine=matrix).dataobj)
     with torch.no_grad():
         warp = integrate(velocities, network.grid.shape)
         return (warping.warp(torch.from_numpy(lesion)[None, None].to(warp.device), warp) < 0.5).float()
