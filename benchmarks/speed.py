@@ -46,7 +46,7 @@ def list_commands(
     for name, python in builds.items():
         for refine, what in (("auto", "refined"), ("0", "network only")):
             options = [*register, f"--refine={refine}", f"--threads={threads}", "--device=cpu"]
-            yield f"{name}, {what}", [python, "-c", PROGRAM, *options]
+            yield f"{name}, {what}", [python, "-I", "-c", PROGRAM, *options]  # not what the working folder holds
     if greedy:
         yield "greedy", [greedy, "-c", GREEDY, "{fixed}", "{moving}", "{out}/warp.nii.gz", str(threads)]
     if has_syn:
@@ -71,6 +71,13 @@ def measure(command: Sequence[str], threads: int) -> dict[str, float]:
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_memory_mb": usage.ru_maxrss / 1024,
     }
+
+
+def _fill(part: str, places: dict[str, object]) -> str:
+    """Put paths in the place of their names in braces."""
+    for name, path in places.items():
+        part = part.replace(f"{{{name}}}", str(path))
+    return part
 
 
 def summarize(rows: pd.DataFrame, against: str) -> pd.DataFrame:
@@ -103,7 +110,7 @@ def main() -> None:
         places = {role: options.bench / "aligned" / f"{getattr(pair, role)}_T1w.nii.gz" for role in ("fixed", "moving")}
         for name, command in commands:
             with tempfile.TemporaryDirectory() as out:
-                filled = [part.format(**places, out=out) for part in command]
+                filled = [_fill(part, {**places, "out": out}) for part in command]
                 rows.append(
                     {"pair": f"{pair.moving} to {pair.fixed}", "method": name, **measure(filled, options.threads)}
                 )
