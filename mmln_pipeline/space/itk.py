@@ -81,7 +81,8 @@ def _place(image: sitk.Image, affine: np.ndarray) -> sitk.Image:
 
 def _field_to_sitk(field: DisplacementField) -> sitk.DisplacementFieldTransform:
     """Return a field as ITK's transform, which wants double precision."""
-    offsets = itk_points(np.ascontiguousarray(field.offsets_mm.transpose(2, 1, 0, 3)), np.float64)
+    signs = np.diag(LPS)[:3]
+    offsets = np.multiply(field.offsets_mm.transpose(2, 1, 0, 3), signs, dtype=np.float64, order="C")  # in one copy
     return sitk.DisplacementFieldTransform(_place(sitk.GetImageFromArray(offsets, isVector=True), field.affine))
 
 

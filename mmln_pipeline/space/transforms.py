@@ -197,7 +197,7 @@ class Transform:
         """
         grid = Grid.of(reference)
         field = sitk.TransformToDisplacementField(
-            self.to_sitk(), sitk.sitkVectorFloat64, grid.shape, *itk.itk_geometry(grid)
+            self.to_sitk(), sitk.sitkVectorFloat32, grid.shape, *itk.itk_geometry(grid)
         )
         return itk.field_from_sitk(field)
 
