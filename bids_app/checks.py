@@ -1,7 +1,7 @@
 """Checks of a run's settings before any work, and what they find out: templates, weights, device."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mmln_pipeline import __version__
@@ -91,6 +91,13 @@ def check_paths(config: Config) -> None:
     for name, path in config.derivatives.items():
         if not path.is_dir():
             raise UsageError(f"--derivatives {name}={path}: no such folder")
+
+
+def refuse_options(config: Config, names: Collection[str]) -> None:
+    """Refuse settings that another level knows; raise UsageError by the first one that is given."""
+    for name in names:
+        if getattr(config, name):
+            raise UsageError(f"--{name.replace('_', '-')}: belongs to the participant level")
 
 
 def prepare_method(config: Config, elsewhere: bool = False) -> Method:

@@ -11,7 +11,7 @@ from mmln_pipeline import __version__
 from mmln_pipeline.atlas.labels import load_label_table
 from mmln_pipeline.atlas.templates import template_name
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import check_paths
+from mmln_pipeline.bids_app.checks import check_paths, refuse_options
 from mmln_pipeline.bids_app.dataset import check_output_dataset, list_reports, write_bidsignore
 from mmln_pipeline.bids_app.finished import Results, find_results
 from mmln_pipeline.bids_app.invocation import Config
@@ -48,9 +48,7 @@ def run_group(config: Config) -> int:
     UsageError
         The settings or the results are wrong; nothing was written.
     """
-    for name in PARTICIPANT_ONLY:
-        if getattr(config, name):
-            raise UsageError(f"--{name.replace('_', '-')}: belongs to the participant level")
+    refuse_options(config, PARTICIPANT_ONLY)
     check_paths(config)
     check_output_dataset(config.output_dir)
     names = config.output_spaces if config.is_spaces_only else (config.template, *config.output_spaces)

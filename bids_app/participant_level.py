@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, MutableSet, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from nipype.pipeline import engine as pe
 
@@ -55,14 +56,8 @@ def run_participants(config: Config) -> int:
     UsageError
         The settings or the input are wrong, or another run uses the work directory; no result was written.
     """
-    check_paths(config)
-    check_output_dataset(config.output_dir)
-    plugin = read_plugin(config.use_plugin) if config.use_plugin else None
-    # First, since the memory that templates take on loading is free again for the names of a large dataset.
-    method = name_apart(config.output_dir, prepare_method(config, elsewhere=bool(plugin and plugin.is_batch)))
-    found = find_scans(config)
-    if plugin is not None:
-        check_batch(config, plugin, method)
+    plugin, method, found = prepare_run(config)
+    method = name_apart(config.output_dir, method)
     scans, templates = drop_templates(config, found.scans, method.targets)
     found = found._replace(scans=scans, skipped=found.skipped | templates)
     if config.list_unfinished:
@@ -78,6 +73,39 @@ def run_participants(config: Config) -> int:
         return finish(config, method, scans, {})
     with sole_use(config.work_dir), keep_log(config):
         return register_scans(config, method, found, plugin)
+
+
+def prepare_run(config: Config) -> tuple[Plugin | None, Method, Found]:
+    """Check the settings of a run that registers images, and find these.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+
+    Returns
+    -------
+    plugin : Plugin or None
+        Nipype's, in place of our choice.
+    method : Method
+        What the settings mean on this machine.
+    found : Found
+        The scans, and what cannot be registered.
+
+    Raises
+    ------
+    UsageError
+        The settings or the input are wrong; nothing was written.
+    """
+    check_paths(config)
+    check_output_dataset(config.output_dir)
+    plugin = read_plugin(config.use_plugin) if config.use_plugin else None
+    # First, since the memory that templates take on loading is free again for the names of a large dataset.
+    method = prepare_method(config, elsewhere=bool(plugin and plugin.is_batch))
+    found = find_scans(config)
+    if plugin is not None:
+        check_batch(config, plugin, method)
+    return plugin, method, found
 
 
 def check_batch(config: Config, plugin: Plugin, method: Method) -> None:
@@ -270,19 +298,34 @@ def build_workflow(
     """
     workflow = init_mmln_wf(
         scans=scans,
-        output_dir=config.output_dir,
         provenance=method.provenance,
         targets=method.targets,
-        skull_strip=config.skull_strip,
-        bias_correction=config.bias_correction,
-        omp_nthreads=config.omp_nthreads,
-        mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
         failed=failed,
-        **config.registration() | {"device": method.device},
+        **workflow_settings(config, method),
         name=f"mmln_{__version__.replace('.', '_')}_wf",
     )
     workflow.base_dir = str(config.work_dir)
     return workflow
+
+
+def workflow_settings(config: Config, method: Method) -> dict[str, Any]:
+    """Return what builders of workflows that register images take of the settings, whatever they build."""
+    return {
+        "output_dir": config.output_dir,
+        "skull_strip": config.skull_strip,
+        "bias_correction": config.bias_correction,
+        "omp_nthreads": config.omp_nthreads,
+        "mem_gb": config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
+        **config.registration(),
+        "device": method.device,
+    }
+
+
+def tell_failures(failures: Mapping[str, Failure]) -> None:
+    """Say what failed, and why."""
+    for name, failure in failures.items():
+        record = f" ({failure.crash_file})" if failure.crash_file else ""
+        warn(f"{name}: FAILED: {failure.cause}{record}")
 
 
 def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapping[str, Failure]) -> int:
@@ -333,9 +376,7 @@ def finish(config: Config, method: Method, scans: Sequence[Scan], failures: Mapp
     judged = {name: record for name, record in records.items() if record.get("template") in names}
     for name, doubt in find_doubts(judged, [scan for scan in scans if scan.stem not in failed]):
         warn(f"{name}: {doubt}")
-    for name, failure in failed.items():
-        record = f" ({failure.crash_file})" if failure.crash_file else ""
-        warn(f"{name}: FAILED: {failure.cause}{record}")
+    tell_failures(failed)
     return 1 if failed else 0
 
 

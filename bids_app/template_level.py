@@ -10,13 +10,14 @@ from pathlib import Path
 from mmln_pipeline import __version__
 from mmln_pipeline.atlas.labels import find_dseg_table
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method
-from mmln_pipeline.bids_app.dataset import check_output_dataset, write_dataset_files
+from mmln_pipeline.bids_app.checks import Method, refuse_options
+from mmln_pipeline.bids_app.dataset import write_dataset_files
+from mmln_pipeline.bids_app.description import BIDS_VERSION
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.bids_app.layout import Found, find_scans
-from mmln_pipeline.bids_app.participant_level import NETWORK_GB, check_batch, describe_rest
-from mmln_pipeline.bids_app.plugin_option import Plugin, read_plugin
+from mmln_pipeline.bids_app.layout import Found
+from mmln_pipeline.bids_app.participant_level import describe_rest, prepare_run, tell_failures, workflow_settings
+from mmln_pipeline.bids_app.plugin_option import Plugin
 from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
@@ -44,18 +45,10 @@ def run_template(config: Config) -> int:
     UsageError
         The settings or the input are wrong; nothing was written.
     """
-    for name in PARTICIPANT_ONLY:
-        if getattr(config, name):
-            raise UsageError(f"--{name.replace('_', '-')}: belongs to the participant level")
+    refuse_options(config, PARTICIPANT_ONLY)
     if not re.fullmatch("[0-9A-Za-z]+", config.template_name):
         raise UsageError(f"--template-name: expected letters and digits, found {config.template_name!r}")
-    check_paths(config)
-    check_output_dataset(config.output_dir)
-    plugin = read_plugin(config.use_plugin) if config.use_plugin else None
-    found = find_scans(config)
-    method = prepare_method(config, elsewhere=bool(plugin and plugin.is_batch))
-    if plugin is not None:
-        check_batch(config, plugin, method)
+    plugin, method, found = prepare_run(config)
     _check_inputs(config, found, method)
     paths = filenames.study_template_paths(config.template_name, any(scan.has("dseg") for scan in found.scans))
     if config.dry_run:
@@ -98,17 +91,12 @@ def _make_template(
     (target,) = method.targets
     workflow = init_study_template_wf(
         scans=scans,
-        output_dir=config.output_dir,
         provenance=target.describe(method.provenance),
         target=target,
         template_name=config.template_name,
         iterations=config.template_iterations,
         resolution=config.template_resolution,
-        skull_strip=config.skull_strip,
-        bias_correction=config.bias_correction,
-        omp_nthreads=config.omp_nthreads,
-        mem_gb=config.mem_gb if config.low_mem else min(NETWORK_GB, config.mem_gb),
-        **config.registration() | {"device": method.device},
+        **workflow_settings(config, method),
         name=f"mmln_{__version__.replace('.', '_')}_template_{config.template_name}_wf",
     )
     workflow.base_dir = str(config.work_dir)
@@ -123,9 +111,7 @@ def _make_template(
     missing = [path for path in paths if not (config.output_dir / path).is_file()]
     if missing and not failures:
         failures = {config.template_name: Failure(f"not finished: {missing[0]} is missing")}
-    for name, failure in failures.items():
-        record = f" ({failure.crash_file})" if failure.crash_file else ""
-        print(f"{name}: FAILED: {failure.cause}{record}", file=sys.stderr)
+    tell_failures(failures)
     if failures:
         left_out = "leave out what cannot be mended (--participant-label)"
         print(f"no template: every image counts; {left_out} and run again", file=sys.stderr)
@@ -140,7 +126,7 @@ def _describe_template(config: Config, scans: Sequence[Scan]) -> None:
     content = {
         "Identifier": config.template_name,
         "Name": f"Unbiased template of {len(scans)} T1-weighted brains",
-        "BIDSVersion": "1.10.0",
+        "BIDSVersion": BIDS_VERSION,
         "GeneratedBy": [{"Name": "mmln-pipeline", "Version": __version__}],
     }
     put_text(to_json(content), config.output_dir / filenames.template_description(config.template_name))

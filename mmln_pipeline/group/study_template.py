@@ -162,11 +162,12 @@ def average_brains(members: Sequence[Member], transforms: Iterable[Transform], g
         check_same_grid(outline, "brain mask", image, "brain", str(member.mask))
         brain = np.asanyarray(outline.dataobj) != 0
         values = normalize_intensity(np.asanyarray(image.dataobj), brain)
-        share = reached = _sample(brain, image, transform, grid)
-        if member.lesion is not None:
-            sound = brain & (np.asanyarray(load_labels(member.lesion, "lesion mask").dataobj) == 0)
-            share, values = _sample(sound, image, transform, grid), np.where(sound, values, np.float32(0))
-        total += _sample(values, image, transform, grid)
+        with transform.held():
+            share = reached = _sample(brain, image, transform, grid)
+            if member.lesion is not None:
+                sound = brain & (np.asanyarray(load_labels(member.lesion, "lesion mask").dataobj) == 0)
+                share, values = _sample(sound, image, transform, grid), np.where(sound, values, np.float32(0))
+            total += _sample(values, image, transform, grid)
         counted += share
         inside += reached
     mask = inside >= _MAJORITY * len(members)

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -28,7 +27,7 @@ from mmln_pipeline.reporting.group_table import (
     column,
     page_rows,
 )
-from mmln_pipeline.reporting.rendering import render_page
+from mmln_pipeline.reporting.rendering import render_page, svg_uri
 from mmln_pipeline.reporting.shown_scores import ADVICE, Score, write_number
 from mmln_pipeline.space.grids import new_image
 
@@ -159,11 +158,6 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _read_as_uri(svg: Path) -> Markup:
-    """Encode an SVG file as a data URI fit for a double-quoted attribute."""
-    return Markup("data:image/svg+xml," + quote(svg.read_text(encoding="utf-8"), safe=" !$'*+,-./:;=?@[]^_`{|}~"))
-
-
 def _count(number: int, name: str) -> str:
     """Say how many there are.
 
@@ -240,7 +234,7 @@ def _structure_plot(table: GroupTable, names: Mapping[str, str], svg: Path) -> d
     return {
         "alt": f"{text} to {medians[best]:.3f} ({best}).",
         "caption": f"Overlap (Dice) of each label with {whose}, over all images with labels; 1 is best.",
-        "source": _read_as_uri(svg),
+        "source": svg_uri(svg),
     }
 
 
@@ -252,7 +246,7 @@ def _image_figures(
     if t1w.mean is not None:
         group_figures.plot_mean(t1w.mean, len(t1w.names), svg, mask=brain)
         note = "Sharp borders mean that the brains agree in template space; each was scaled by its own brightness."
-        yield {"name": "Mean image", "note": note, "path": image_names["mean_t1w"], "source": _read_as_uri(svg)}
+        yield {"name": "Mean image", "note": note, "path": image_names["mean_t1w"], "source": svg_uri(svg)}
     maps = (
         ("mean_log_jacobian", log_jacobian.mean, "Mean log-Jacobian", True,
          "Blue: the brains are smaller here than the template; red: larger. Affine and warp together."),
@@ -266,7 +260,7 @@ def _image_figures(
         label = f"{'Mean' if is_signed else 'SD'} of {LOG_UNIT}"
         group_figures.plot_map(background, image, len(log_jacobian.names), svg,
                                title=name, label=label, mask=brain, is_signed=is_signed)  # fmt: skip
-        yield {"name": name, "note": note, "path": image_names[key], "source": _read_as_uri(svg)}
+        yield {"name": name, "note": note, "path": image_names[key], "source": svg_uri(svg)}
 
 
 def _common_brain(t1w: Average) -> Nifti1Image | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import quote
 
-import jinja2
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -22,6 +19,7 @@ from mmln_pipeline.reporting import shown_scores
 from mmln_pipeline.reporting.crashes import read_crash
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, group_tables, scan_ranges
 from mmln_pipeline.reporting.record import done_rows, machine_rows, read_records
+from mmln_pipeline.reporting.rendering import load_template, svg_uri
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "templates" / "report.html"
@@ -249,16 +247,9 @@ def _scratch_root() -> str | None:
     return "/tmp" if Path("/tmp").is_dir() else None
 
 
-@functools.cache
 def _macros() -> Any:
     """Return the macros that render the fragments; they escape what they are given."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("fragments.html").module
+    return load_template("fragments.html").module
 
 
 def _figure_fragments(output_dir: Path, label: str) -> Iterator[tuple[str, str]]:
@@ -271,18 +262,13 @@ def _figure_fragments(output_dir: Path, label: str) -> Iterator[tuple[str, str]]
             continue
         for part, (name, alternative) in ALTERNATIVES.items():
             if part in path.name:
-                yield path.stem, _macros().picture(name, link, Markup(_data_uri(svg)), alternative)
+                yield path.stem, _macros().picture(name, link, svg_uri(svg), alternative)
 
 
 def _own_ids(svg: str, prefix: str) -> str:
     """Prefix the ids of an SVG, so that several can stand in one page."""
     svg = svg[svg.index("<svg") :]
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-
-
-def _data_uri(svg: str) -> str:
-    """Encode an SVG as a data URI fit for a double-quoted attribute (shorter than base64 would be)."""
-    return "data:image/svg+xml," + quote(svg, safe=" !$'*+,-./:;=?@[]^_`{|}~")
 
 
 def read_citation(output_dir: Path, texts: Mapping[str, Path] = MappingProxyType({})) -> str:

@@ -1,4 +1,4 @@
-"""Pages with a script: one HTML file that holds style, data and script, and a policy that lets no request leave it."""
+"""Pages: one HTML file that holds style, pictures, data and script, and a policy that lets no request leave it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+
+@cache
+def load_template(name: str) -> jinja2.Template:
+    """Return a file in `templates`, which escapes what it is given."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
+
+
+def svg_uri(svg: str | Path) -> Markup:
+    """Encode an SVG, or what its file holds, as a data URI for a double-quoted attribute (base64 would be longer)."""
+    text = svg.read_text(encoding="utf-8") if isinstance(svg, Path) else svg
+    return Markup("data:image/svg+xml," + quote(text, safe=" !$'*+,-./:;=?@[]^_`{|}~"))
 
 
 def render_page(template: str, *, scripts: Sequence[str], data: Mapping[str, object], **content: object) -> str:
@@ -35,10 +52,7 @@ def render_page(template: str, *, scripts: Sequence[str], data: Mapping[str, obj
     """
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template(template).render(
+    return load_template(template).render(
         script=Markup(script), script_hash=Markup(f"sha256-{digest}"), data=_embed(data), **content
     )
 

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 from nibabel import Nifti1Image
@@ -15,9 +14,9 @@ from nibabel import Nifti1Image
 from mmln_pipeline import __version__
 from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting.group_figures import INK, REGISTERED, plot_mean, save_figure
+from mmln_pipeline.reporting.rendering import load_template
 from mmln_pipeline.reporting.shown_scores import write_number
 
-TEMPLATES = Path(__file__).parent / "templates"
 MEASURES = {
     "moved_mm": ("Move of the mean", "mm", "how far the mean of the warps moved a point of the brain: what was biased"),
     "warp_mm": ("Warp to the brains", "mm", "how far a point of the mean lies from its counterparts, after the affine"),
@@ -54,9 +53,6 @@ def write_template_page(
         What else to tell, by name.
     """
     shown = {key: words for key, words in MEASURES.items() if key in table}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     count = int(table["brains"].iloc[-1])
     with tempfile.TemporaryDirectory() as scratch:
         svg = Path(scratch) / "figure.svg"
@@ -65,7 +61,7 @@ def write_template_page(
         for title, (image, mask) in means.items():
             plot_mean(image, count, svg, mask=mask, title=title)
             figures.append((title, _as_uri(svg)))
-    html = environment.get_template("template.html").render(
+    html = load_template("template.html").render(
         title=f"Template {name} of {count} brains",
         facts={**facts, "Software": f"mmln-pipeline {__version__}"},
         headings=[f"{title}{f', {unit}' if unit else ''}" for title, unit, _ in shown.values()],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -46,11 +47,11 @@ def itk_geometry(grid: Nifti1Image | Grid) -> tuple[list[float], list[float], li
     return affine[:3, 3].tolist(), spacing.tolist(), (affine[:3, :3] / spacing).ravel().tolist()
 
 
-def itk_points(points: np.ndarray, dtype: np.dtype | type | None = None) -> np.ndarray:
+def itk_points(points: np.ndarray, dtype: np.dtype | type | None = None, order: Literal["K", "C"] = "K") -> np.ndarray:
     """Turn points or vectors, shape (..., 3), from RAS+ mm to ITK's LPS+ mm or back; float32 stays so by default."""
     points = np.asarray(points)
     dtype = np.dtype(dtype or np.result_type(points, np.float32))
-    return np.multiply(points, np.diag(LPS)[:3].astype(dtype), dtype=dtype)
+    return np.multiply(points, np.diag(LPS)[:3].astype(dtype), dtype=dtype, order=order)
 
 
 def to_sitk_image(image: Nifti1Image) -> sitk.Image:
@@ -81,8 +82,7 @@ def _place(image: sitk.Image, affine: np.ndarray) -> sitk.Image:
 
 def _field_to_sitk(field: DisplacementField) -> sitk.DisplacementFieldTransform:
     """Return a field as ITK's transform, which wants double precision."""
-    signs = np.diag(LPS)[:3]
-    offsets = np.multiply(field.offsets_mm.transpose(2, 1, 0, 3), signs, dtype=np.float64, order="C")  # in one copy
+    offsets = itk_points(field.offsets_mm.transpose(2, 1, 0, 3), np.float64, "C")  # one copy, as ITK reads it
     return sitk.DisplacementFieldTransform(_place(sitk.GetImageFromArray(offsets, isVector=True), field.affine))
 
 
