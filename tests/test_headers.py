@@ -7,11 +7,13 @@ import warnings
 import nibabel as nib
 import numpy as np
 import pytest
+from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 from tiny_bids import SHAPE, make_brain, write_image
 
 from mmln_pipeline.cli import main
 from mmln_pipeline.images.brain import Brain, make_unsigned
-from mmln_pipeline.images.volumes import load_image, load_labels, normalize_intensity
+from mmln_pipeline.images.volumes import load_image, load_labels, normalize_intensity, save_image
+from mmln_pipeline.interfaces import BrainExtraction
 from mmln_pipeline.registration.pair import load_pair
 from mmln_pipeline.scores.quality import judge
 from mmln_pipeline.space.displacements import DisplacementField
@@ -132,6 +134,19 @@ def test_signed_images_keep_their_brain(kind):
         assert np.corrcoef(scaled[inside], data[inside])[0, 1] > 0.999
         if kind != "brain":  # zero is known: the background's
             np.testing.assert_allclose(scaled, normalize_intensity(data, inside), atol=1e-3)
+
+
+def test_a_stripped_brain_is_known_as_such_after_a_z_score(tmp_path):
+    image, mask = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2)
+    inside = np.asanyarray(mask.dataobj) > 0
+    data = image.get_fdata(dtype=np.float32)
+    signed = np.where(inside, (data - data[inside].mean()) / data[inside].std(), 0).astype(np.float32)
+    save_image(new_image(signed, image), tmp_path / "zscored.nii.gz")
+    found = BrainExtraction(in_file=tmp_path / "zscored.nii.gz").run(cwd=tmp_path).outputs
+    assert "stripped" in found.source
+    mask = np.asanyarray(load_image(found.out_mask).dataobj) > 0
+    assert (mask & inside).sum() / (mask | inside).sum() > 0.98
+    assert (load_image(found.out_file).get_fdata()[inside] == 0).mean() < 0.01
 
 
 def test_a_brain_without_a_zero_gets_that_of_other_brains():

@@ -11,17 +11,11 @@ from nibabel import Nifti1Image
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from mmln_pipeline.images.volumes import brain_mask
-from mmln_pipeline.space.grids import check_same_grid, new_image
+from mmln_pipeline.images.volumes import DARK_AND_BRIGHT, LOW_SHARE, brain_mask, make_unsigned
+from mmln_pipeline.space.grids import check_same_grid
 
-_DARK_AND_BRIGHT = 0.5, 99.5
-"""Percentiles that stand for the darkest and the brightest voxels of a brain."""
-LOW_SHARE = 0.17
-"""The one per the other of a stripped brain: the median of 19 training scans (0.12 to 0.22)."""
 HUMAN_SHARE = 0.02
 """Share of the network's grid that a human brain fills at least (138 cm3; a newborn's has 350, a macaque's 90)."""
-_FEW = 0.01
-"""Share of negative voxels that interpolation leaves in images that are not signed."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,7 @@ class Brain:
         """Return this brain, its darkest voxels where those of another one lie, if it alone is without a zero."""
         if self.intensities is self.image or other.intensities is not other.image:
             return self
-        low, high = np.percentile(np.asanyarray(other.image.dataobj)[other.inside], _DARK_AND_BRIGHT)
+        low, high = np.percentile(np.asanyarray(other.image.dataobj)[other.inside], DARK_AND_BRIGHT)
         return replace(self, low_share=float(low / high))
 
     @cached_property
@@ -107,48 +101,3 @@ def check_size(brain: Brain, grid_shape: Sequence[int]) -> None:
             f"{brain.name} image: expected a brain of at least {HUMAN_SHARE * room_cm3:.3g} cm3, found {found:.3g}: "
             "look at the voxel size, the mask, and whose brain it is: the network knows no other species than humans"
         )
-
-
-def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share: float = LOW_SHARE) -> Nifti1Image:
-    """Lift an image with negative intensities (z-scored, or scaled as MP2RAGE's) so that its brain lies above 0.
-
-    Parameters
-    ----------
-    image : Nifti1Image
-        3-D image.
-    mask : Nifti1Image, optional
-        The brain (non-zero), on the image's grid. Default: what differs from a constant background, where the image has
-        one on half of its faces; else all of it.
-    low_share : float, default=0.17
-        The 0.5 percentile of such brains per their 99.5 percentile.
-
-    Returns
-    -------
-    Nifti1Image
-        The image itself where under 1% of its signal is negative, and not its background. Else, float32, 0 in the
-        background, and the brain's intensities above the background where that is darker, as when zero was moved; where
-        it is not, as after a z-score within the brain, above a zero that puts the 0.5 percentile at `low_share`.
-    """
-    data = np.asanyarray(image.dataobj)
-    if data.dtype.kind == "u" or data.min() >= 0:
-        return image
-    background = _find_background(data)
-    inside = np.ones(data.shape, dtype=bool) if background is None else data != background
-    is_moved = background is not None and background < 0
-    if not is_moved and np.count_nonzero(data[inside] < 0) <= _FEW * np.count_nonzero(inside):
-        return image
-    if mask is not None:
-        inside = np.asanyarray(mask.dataobj) != 0
-    low, high = np.percentile(data[inside], _DARK_AND_BRIGHT)
-    zero = (low - low_share * high) / (1 - low_share)
-    if background is not None and background <= low:
-        zero = background
-    lifted = np.where(inside, np.clip(data - zero, 0, None), 0)
-    return new_image(lifted.astype(np.float32), image)
-
-
-def _find_background(data: NDArray) -> float | None:
-    """Return the value that at least half of an array's faces hold; None where there is none."""
-    faces = np.concatenate([np.take(data, (0, -1), axis=axis).ravel() for axis in range(3)])
-    values, counts = np.unique(faces, return_counts=True)
-    return values[counts.argmax()] if 2 * counts.max() >= faces.size else None

@@ -44,6 +44,12 @@ N4_ITERATIONS = (30, 20, 20)
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 # Columns: where a step along each grid axis leads in RAS+ mm (left, inferior, anterior).
 _LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+DARK_AND_BRIGHT = 0.5, 99.5
+"""Percentiles that stand for the darkest and the brightest voxels of a brain."""
+LOW_SHARE = 0.17
+"""The one per the other of a stripped brain: the median of 19 training scans (0.12 to 0.22)."""
+_FEW = 0.01
+"""Share of negative voxels that interpolation leaves in images that are not signed."""
 _TOP_PERCENTILE = 99.5
 # Below this share of the brightest tissue a voxel is background: resampling leaves such traces round a brain.
 _BACKGROUND = 1e-3
@@ -214,6 +220,51 @@ def mask_array(image: Nifti1Image, mask: Nifti1Image | None, name: str = "mask")
     return is_brain
 
 
+def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share: float = LOW_SHARE) -> Nifti1Image:
+    """Lift an image with negative intensities (z-scored, or scaled as MP2RAGE's) so that its brain lies above 0.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D image.
+    mask : Nifti1Image, optional
+        The brain (non-zero), on the image's grid. Default: what differs from a constant background, where the image has
+        one on half of its faces; else all of it.
+    low_share : float, default=0.17
+        The 0.5 percentile of such brains per their 99.5 percentile.
+
+    Returns
+    -------
+    Nifti1Image
+        The image itself where under 1% of its signal is negative, and not its background. Else, float32, 0 in the
+        background, and the brain's intensities above the background where that is darker, as when zero was moved; where
+        it is not, as after a z-score within the brain, above a zero that puts the 0.5 percentile at `low_share`.
+    """
+    data = np.asanyarray(image.dataobj)
+    if data.dtype.kind == "u" or data.min() >= 0:
+        return image
+    background = _find_background(data)
+    inside = np.ones(data.shape, dtype=bool) if background is None else data != background
+    is_moved = background is not None and background < 0
+    if not is_moved and np.count_nonzero(data[inside] < 0) <= _FEW * np.count_nonzero(inside):
+        return image
+    if mask is not None:
+        inside = np.asanyarray(mask.dataobj) != 0
+    low, high = np.percentile(data[inside], DARK_AND_BRIGHT)
+    zero = (low - low_share * high) / (1 - low_share)
+    if background is not None and background <= low:
+        zero = background
+    lifted = np.where(inside, np.clip(data - zero, 0, None), 0)
+    return new_image(lifted.astype(np.float32), image)
+
+
+def _find_background(data: np.ndarray) -> float | None:
+    """Return the value that at least half of an array's faces hold; None where there is none."""
+    faces = np.concatenate([np.take(data, (0, -1), axis=axis).ravel() for axis in range(3)])
+    values, counts = np.unique(faces, return_counts=True)
+    return values[counts.argmax()] if 2 * counts.max() >= faces.size else None
+
+
 def looks_skull_stripped(image: Nifti1Image) -> bool:
     """Tell a skull-stripped brain from a raw head.
 
@@ -230,7 +281,7 @@ def looks_skull_stripped(image: Nifti1Image) -> bool:
     bool
         True if all signs speak for a stripped brain.
     """
-    data = np.abs(np.asanyarray(image.dataobj, dtype=np.float32))
+    data = np.abs(np.asanyarray(make_unsigned(image).dataobj, dtype=np.float32))
     brain = _foreground(data)
     litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
     faces = np.ones(data.shape, dtype=bool)
