@@ -186,6 +186,7 @@ def _to_target(source: TemplateSource, template: Template, is_own: bool) -> Targ
         compare_labels=is_own,
         checksum=_checksum(template.image, template.mask, template.dseg),
         image_checksum=_checksum(template.image),
+        dark_share=Brain(template.image, template.mask).measure_dark_share(),
     )
 
 

@@ -137,8 +137,8 @@ def test_signed_images_keep_their_brain(kind):
 
 
 def test_a_stripped_brain_is_known_as_such_after_a_z_score(tmp_path):
-    image, mask = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2)
-    inside = np.asanyarray(mask.dataobj) > 0
+    image, mask_image = load_mni152_template(resolution=2), load_mni152_brain_mask(resolution=2)
+    inside = np.asanyarray(mask_image.dataobj) > 0
     data = image.get_fdata(dtype=np.float32)
     signed = np.where(inside, (data - data[inside].mean()) / data[inside].std(), 0).astype(np.float32)
     save_image(new_image(signed, image), tmp_path / "zscored.nii.gz")
@@ -147,6 +147,10 @@ def test_a_stripped_brain_is_known_as_such_after_a_z_score(tmp_path):
     mask = np.asanyarray(load_image(found.out_mask).dataobj) > 0
     assert (mask & inside).sum() / (mask | inside).sum() > 0.98
     assert (load_image(found.out_file).get_fdata()[inside] == 0).mean() < 0.01
+    template = Brain(image, mask_image)
+    like_template = BrainExtraction(in_file=tmp_path / "zscored.nii.gz", dark_share=template.measure_dark_share())
+    lifted = Brain(load_image(like_template.run(cwd=tmp_path).outputs.out_file))
+    assert lifted.measure_dark_share() == pytest.approx(template.measure_dark_share(), abs=0.005)
 
 
 def test_a_brain_without_a_zero_gets_that_of_other_brains():

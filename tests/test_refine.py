@@ -133,8 +133,8 @@ def test_settings_are_checked_where_they_are_made_and_set_the_course(pair):
     refine(*pair, progress=lines.append, settings=RefinementSettings(iterations=2))
     assert len(lines) == 4 and "2/2 at 24x28x32" in lines[3]
     patient = []
-    refine(*pair, 9, progress=patient.append, settings=RefinementSettings(patience=2, gain=0.9))
-    assert len(patient) == 6  # the first step counts as a gain, two do not
+    refine(*pair, 12, progress=patient.append, settings=RefinementSettings(patience=2, gain=0.9))
+    assert len(patient) == 2 * 6  # the first step counts as a gain, three warm up, two are no gain
     with pytest.raises(ValueError, match=r"refinement\.volume: expected a number of at least 0, found -1"):
         RefinementSettings(volume=-1)
     for windows in ((), (3, 4), (1,)):

@@ -341,6 +341,13 @@ def test_a_run_killed_between_checkpoints_repeats_its_steps_once(project):
     assert steps == ["1", "2"]
 
 
+def test_a_checkpoint_brought_here_alone_goes_on(project):
+    train(project, minutes=1e-9, device="cpu")
+    (project.parent / "run" / "log.csv").unlink()
+    train(project, minutes=1e-9, device="cpu")
+    assert [row[:2] for row in read_log(project.parent / "run")[1:]] == [["1", "2"]]
+
+
 # ------------------------------------------------------------------------------------- what becomes of a stage
 
 

@@ -3,6 +3,7 @@
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
+from mmln_pipeline.images.volumes import DARK_SHARE
 from mmln_pipeline.interfaces import BrainExtraction, CorrectBias
 from mmln_pipeline.interfaces.brain_extraction import choose_stripper
 
@@ -20,6 +21,7 @@ def init_preproc_wf(
     skull_strip: str = "auto",
     bias_correction: bool = True,
     has_mask: bool = False,
+    dark_share: float = DARK_SHARE,
     omp_nthreads: int = 1,
     random_seed: int = 0,
     name: str = "preproc_wf",
@@ -35,6 +37,8 @@ def init_preproc_wf(
         Correct the bias field with N4.
     has_mask : bool, default False
         Whether a brain mask comes in.
+    dark_share : float, default 0.17
+        What a brain without a zero (z-scored) is lifted to: the template's, as `Target.dark_share` has it.
     omp_nthreads : int, default 1
         Threads of one step.
     random_seed : int, default 0
@@ -68,7 +72,9 @@ def init_preproc_wf(
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
     brain_extraction = pe.Node(
-        BrainExtraction(method=skull_strip, random_seed=random_seed, num_threads=omp_nthreads),
+        BrainExtraction(
+            method=skull_strip, dark_share=dark_share, random_seed=random_seed, num_threads=omp_nthreads
+        ),
         name="brain_extraction",
         mem_gb=2,
     )

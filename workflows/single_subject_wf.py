@@ -106,6 +106,7 @@ def init_single_subject_wf(
         skull_strip=skull_strip,
         bias_correction=bias_correction,
         has_mask=scan.has("mask"),
+        dark_share=targets[0].dark_share,
         omp_nthreads=omp_nthreads,
         random_seed=random_seed,
     )

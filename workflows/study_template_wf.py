@@ -10,6 +10,7 @@ from mmln_pipeline.derivatives.filenames import study_template_paths
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance, study_template_sidecars
 from mmln_pipeline.derivatives.targets import EMBEDDED_TARGET, Target
+from mmln_pipeline.images.volumes import DARK_SHARE
 from mmln_pipeline.interfaces import AverageBrains, ReportTemplate, SaveDerivative, StartTemplate
 from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.workflows.alignment_wf import init_alignment_wf
@@ -109,6 +110,7 @@ def init_study_template_wf(
             skull_strip=skull_strip,
             bias_correction=bias_correction,
             affine=str(chosen.init),
+            dark_share=target.dark_share,
             omp_nthreads=omp_nthreads,
             random_seed=chosen.random_seed,
         )
@@ -184,6 +186,7 @@ def init_member_wf(
     skull_strip: str = "auto",
     bias_correction: bool = True,
     affine: str = "affine",
+    dark_share: float = DARK_SHARE,
     omp_nthreads: int = 1,
     random_seed: int = 0,
     name: str | None = None,
@@ -201,6 +204,8 @@ def init_member_wf(
         Correct the bias field with N4.
     affine : str, default "affine"
         Initial alignment: a word that `mmln_pipeline.registration.settings.Settings` knows for `init`.
+    dark_share : float, default 0.17
+        What a brain without a zero (z-scored) is lifted to: the template's.
     omp_nthreads : int, default 1
         Threads of one step.
     random_seed : int, default 0
@@ -233,6 +238,7 @@ def init_member_wf(
         skull_strip=skull_strip,
         bias_correction=bias_correction,
         has_mask=scan.has("mask"),
+        dark_share=dark_share,
         omp_nthreads=omp_nthreads,
         random_seed=random_seed,
     )

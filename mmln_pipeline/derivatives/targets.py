@@ -9,6 +9,7 @@ from mmln_pipeline.atlas.sources import TemplateSource
 from mmln_pipeline.atlas.templates import EMBEDDED, TISSUES
 from mmln_pipeline.derivatives.scans import Scan
 from mmln_pipeline.derivatives.sidecars import Provenance
+from mmln_pipeline.images.volumes import DARK_SHARE
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Target:
         Other tools that get the transforms as their own files.
     votes : bool
         Whether its labels are fused with those of others.
+    dark_share : float
+        Intensity of its darkest voxels per that of its brightest, which brains without a zero are lifted to.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Target:
     suffix: str = ""
     formats: tuple[str, ...] = ()
     votes: bool = True
+    dark_share: float = DARK_SHARE
 
     @property
     def workflow_name(self) -> str:

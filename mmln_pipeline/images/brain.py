@@ -11,7 +11,7 @@ from nibabel import Nifti1Image
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from mmln_pipeline.images.volumes import DARK_AND_BRIGHT, LOW_SHARE, brain_mask, make_unsigned
+from mmln_pipeline.images.volumes import DARK_AND_BRIGHT, DARK_SHARE, brain_mask, make_unsigned
 from mmln_pipeline.space.grids import check_same_grid
 
 HUMAN_SHARE = 0.02
@@ -32,7 +32,7 @@ class Brain:
         Where the image must not steer (non-zero), on the image's grid.
     name : str, default="image"
         How to call it in an error.
-    low_share : float, default=0.17
+    dark_share : float, default=0.17
         Where the brain's darkest voxels lie, should it be without a zero (`make_unsigned`).
 
     Raises
@@ -45,7 +45,7 @@ class Brain:
     mask: Nifti1Image | None = None
     lesion: Nifti1Image | None = None
     name: str = "image"
-    low_share: float = LOW_SHARE
+    dark_share: float = DARK_SHARE
 
     def __post_init__(self) -> None:
         for what, part in (("mask", self.mask), ("lesion mask", self.lesion)):
@@ -57,14 +57,18 @@ class Brain:
     @cached_property
     def intensities(self) -> Nifti1Image:
         """The image as it is compared: background 0, the brain above it (`make_unsigned`)."""
-        return make_unsigned(self.image, self.mask, self.low_share)
+        return make_unsigned(self.image, self.mask, self.dark_share)
 
     def like(self, other: Brain) -> Brain:
         """Return this brain, its darkest voxels where those of another one lie, if it alone is without a zero."""
         if self.intensities is self.image or other.intensities is not other.image:
             return self
-        low, high = np.percentile(np.asanyarray(other.image.dataobj)[other.inside], DARK_AND_BRIGHT)
-        return replace(self, low_share=float(low / high))
+        return replace(self, dark_share=other.measure_dark_share())
+
+    def measure_dark_share(self) -> float:
+        """Return the intensity of the darkest voxels per that of the brightest (0.5 and 99.5 percentiles)."""
+        low, high = np.percentile(np.asanyarray(self.intensities.dataobj)[self.inside], DARK_AND_BRIGHT)
+        return float(low / high)
 
     @cached_property
     def inside(self) -> NDArray[np.bool_]:

@@ -46,7 +46,7 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 _LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 DARK_AND_BRIGHT = 0.5, 99.5
 """Percentiles that stand for the darkest and the brightest voxels of a brain."""
-LOW_SHARE = 0.17
+DARK_SHARE = 0.17
 """The one per the other of a stripped brain: the median of 19 training scans (0.12 to 0.22)."""
 _FEW = 0.01
 """Share of negative voxels that interpolation leaves in images that are not signed."""
@@ -220,7 +220,7 @@ def mask_array(image: Nifti1Image, mask: Nifti1Image | None, name: str = "mask")
     return is_brain
 
 
-def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share: float = LOW_SHARE) -> Nifti1Image:
+def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, dark_share: float = DARK_SHARE) -> Nifti1Image:
     """Lift an image with negative intensities (z-scored, or scaled as MP2RAGE's) so that its brain lies above 0.
 
     Parameters
@@ -230,7 +230,7 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share
     mask : Nifti1Image, optional
         The brain (non-zero), on the image's grid. Default: what differs from a constant background, where the image has
         one on half of its faces; else all of it.
-    low_share : float, default=0.17
+    dark_share : float, default=0.17
         The 0.5 percentile of such brains per their 99.5 percentile.
 
     Returns
@@ -238,7 +238,7 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share
     Nifti1Image
         The image itself where under 1% of its signal is negative, and not its background. Else, float32, 0 in the
         background, and the brain's intensities above the background where that is darker, as when zero was moved; where
-        it is not, as after a z-score within the brain, above a zero that puts the 0.5 percentile at `low_share`.
+        it is not, as after a z-score within the brain, above a zero that puts the 0.5 percentile at `dark_share`.
     """
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind == "u" or data.min() >= 0:
@@ -251,7 +251,7 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, low_share
     if mask is not None:
         inside = np.asanyarray(mask.dataobj) != 0
     low, high = np.percentile(data[inside], DARK_AND_BRIGHT)
-    zero = (low - low_share * high) / (1 - low_share)
+    zero = (low - dark_share * high) / (1 - dark_share)
     if background is not None and background <= low:
         zero = background
     lifted = np.where(inside, np.clip(data - zero, 0, None), 0)

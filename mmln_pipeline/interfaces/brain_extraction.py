@@ -106,6 +106,9 @@ class _BrainExtractionInputSpec(BaseInterfaceInputSpec):
     stripper = traits.Enum(
         *STRIPPERS, desc="what auto strips with (default: SynthStrip where it is on the PATH, else atlas)"
     )
+    dark_share = traits.Float(
+        desc="what a brain without a zero is lifted to: its darkest voxels per its brightest (default: a scan's 0.17)"
+    )
     random_seed = traits.Int(0, usedefault=True, desc="seed of the atlas method")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
 
@@ -131,7 +134,6 @@ class BrainExtraction(SimpleInterface):
 
     def _run_interface(self, runtime):
         from mmln_pipeline.images import volumes
-        from mmln_pipeline.images.brain import make_unsigned
         from mmln_pipeline.machine import devices
         from mmln_pipeline.space.grids import new_image
 
@@ -140,7 +142,8 @@ class BrainExtraction(SimpleInterface):
         method = self._choose(image)
         with devices.itk_threads(self.inputs.num_threads):
             mask = self._find(method, image, runtime.cwd)
-        data = make_unsigned(image, mask).get_fdata(dtype=np.float32)  # in what follows, 0 is no brain
+        share = self.inputs.dark_share if isdefined(self.inputs.dark_share) else volumes.DARK_SHARE
+        data = volumes.make_unsigned(image, mask, share).get_fdata(dtype=np.float32)  # in what follows, 0 is no brain
         brain = np.where(np.asanyarray(mask.dataobj) > 0, data, np.float32(0))
         self._results["out_file"] = str(Path(runtime.cwd) / "brain.nii.gz")
         self._results["out_mask"] = str(Path(runtime.cwd) / "brain_mask.nii.gz")

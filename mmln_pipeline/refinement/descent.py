@@ -93,7 +93,7 @@ def _descend(pair_loss: PairLoss, refining: Tensor, steps: int, progress: Report
         value = float(loss.detach())
         if value < best_loss * (1 - settings.gain):
             best, best_loss, since = refining.detach().clone(), value, 0
-        else:
+        elif step > settings.warm_up:
             since += 1
         if progress is not None:
             progress(f"refine {step + 1}/{steps} at {size} voxels: loss {value:.4f}")

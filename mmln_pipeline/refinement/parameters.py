@@ -30,7 +30,8 @@ class RefinementSettings:
     iterations : int, default=26
         Most steps on half-size images, and once more on full-size ones, where "auto" asks for them.
     patience : int, default=6
-        Stop when the loss has not fallen by `gain` over so many steps.
+        Stop when the loss has not fallen by `gain` over so many steps behind the warm-up, which goes uphill from a good
+        start.
     gain : float, default=1e-4
         Share of the loss.
     margin : int, default=2

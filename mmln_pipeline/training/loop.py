@@ -502,6 +502,8 @@ class Trainer:
     def _trim_log(self) -> None:
         """Drop the log's rows of steps behind the checkpoint: they are about to be done again."""
         path = self.output / "log.csv"
+        if not path.exists():  # the checkpoint alone was brought here
+            return
         header, *rows = path.read_text().splitlines()
         done = (self.progress.stage + 1, self.progress.step)
         kept = [row for row in rows if tuple(map(int, row.split(",")[:2])) <= done]
