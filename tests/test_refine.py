@@ -117,13 +117,16 @@ def test_progress_and_errors(pair):
 
 def test_settings_are_checked_where_they_are_made_and_set_the_course(pair):
     lines = []
-    refine(*pair, progress=lines.append, settings=RefinementSettings(iterations=2))
-    assert len(lines) == 4 and "2/2 at 24x28x32" in lines[3]
+    refine(*pair, progress=lines.append, settings=RefinementSettings(iterations=(3, 2)))
+    assert len(lines) == 5 and "2/2 at 24x28x32" in lines[4]
     patient = []
     refine(*pair, 12, progress=patient.append, settings=RefinementSettings(patience=2, gain=0.9))
     assert len(patient) == 2 * 6  # the first step counts as a gain, three warm up, two are no gain
     with pytest.raises(ValueError, match=r"refinement\.volume: expected a number of at least 0, found -1"):
         RefinementSettings(volume=-1)
+    for iterations in ((26,), (26, -1)):
+        with pytest.raises(ValueError, match=r"refinement\.iterations: expected two numbers of at least 0"):
+            RefinementSettings(iterations=iterations)
     for windows in ((), (3, 4), (1,)):
         with pytest.raises(ValueError, match=r"refinement\.windows: expected odd numbers of at least 3"):
             RefinementSettings(windows=windows)

@@ -12,6 +12,8 @@ from torch import Tensor
 from mmln_pipeline.fields import kernels
 from mmln_pipeline.fields.warping import voxel_grid
 
+_SLAB = 16
+"""Planes whose Jacobian determinants are computed at once."""
 _BLOCK_PLANES, _BLOCK_CELLS = 4, 2**14
 """Cells whose volumes a CPU computes at once: few enough for its cache, and too few to wait for other threads."""
 
@@ -48,9 +50,16 @@ def jacobian_determinant(displacement: Tensor) -> Tensor:
     ----------
     Paper section 4.3.
     """
-    position = displacement.float() + voxel_grid(displacement.shape[2:], displacement.device)
-    rows = [torch.gradient(position[:, c], dim=(1, 2, 3)) for c in range(3)]
-    return determinant(*rows)
+    displacement, planes = displacement.float(), displacement.shape[2]
+    parts = []
+    for first in range(0, planes, _SLAB):  # nine derivatives of the whole would take thrice the field's memory
+        last = min(first + _SLAB, planes)
+        start = max(0, first - 1)  # a plane more on either side, for central differences
+        rows = [list(torch.gradient(part, dim=(1, 2, 3))) for part in displacement[:, :, start : last + 1].unbind(1)]
+        for axis, row in enumerate(rows):
+            row[axis] = row[axis] + 1
+        parts.append(determinant(*rows)[:, first - start : last - start])
+    return torch.cat(parts, dim=1)
 
 
 def determinant(a: Sequence[Tensor], b: Sequence[Tensor], c: Sequence[Tensor]) -> Tensor:

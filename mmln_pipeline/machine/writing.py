@@ -42,10 +42,12 @@ def shuffle_and_deflate(values: np.ndarray) -> bytes:
 
     Parameters
     ----------
-    values : ndarray
+    values : ndarray, shape (N,)
 
     Returns
     -------
     bytes
     """
-    return isal_zlib.compress(values.reshape(-1, 1).view(np.uint8).T.tobytes(), _LEVEL)
+    octets = values.view(np.uint8)
+    shuffled = np.stack([octets[place :: values.itemsize] for place in range(values.itemsize)])
+    return isal_zlib.compress(shuffled, _LEVEL)

@@ -89,7 +89,7 @@ def _descend(pair_loss: PairLoss, refining: Tensor, steps: int, progress: Report
             since += 1
         if progress is not None:
             progress(f"refine {step + 1}/{steps} at {size} voxels: loss {value:.4f}")
-        if since >= settings.patience:
+        if since >= settings.patience or step + 1 == steps:
             break
         gradient = torch.autograd.grad(loss, refining)[0]
         with torch.no_grad():  # the function, since to make torch's optimiser imports its compiler first: two seconds
@@ -100,7 +100,7 @@ def _descend(pair_loss: PairLoss, refining: Tensor, steps: int, progress: Report
                 exp_avg_sqs=[square],
                 max_exp_avg_sqs=[],
                 state_steps=[count],
-                lr=settings.learning_rate * min(1.0, (step + 1) / (settings.warm_up + 1)),
+                lr=settings.rate(step, steps),
                 beta1=0.9,
                 beta2=0.999,
                 eps=1e-8,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 
@@ -27,8 +28,10 @@ class RefinementSettings:
         Adam's.
     warm_up : int, default=3
         Steps before the learning rate is whole: Adam's first ones go as far for noise as for edges.
-    iterations : int, default=26
-        Most steps on half-size images, and once more on full-size ones, where "auto" asks for them.
+    cooling : float, default=0.5
+        Share of the steps, the last ones, in which the learning rate falls to zero (cosine).
+    iterations : tuple of 2 int, default=(26, 16)
+        Most steps on half-size images, and on full-size ones, where "auto" asks for them.
     patience : int, default=6
         Stop when the loss has not fallen by `gain` over so many steps behind the warm-up, which goes uphill from a good
         start.
@@ -51,7 +54,8 @@ class RefinementSettings:
     depth: float = 0.025
     learning_rate: float = 0.28
     warm_up: int = 3
-    iterations: int = 26
+    cooling: float = 0.5
+    iterations: tuple[int, int] = (26, 16)
     patience: int = 6
     gain: float = 1e-4
     squarings: int = 2
@@ -59,7 +63,9 @@ class RefinementSettings:
     def __post_init__(self) -> None:
         if not self.windows or any(window < 3 or window % 2 == 0 for window in self.windows):
             raise ValueError(f"refinement.windows: expected odd numbers of at least 3, found {self.windows!r}")
-        for name in (item.name for item in fields(self) if item.name != "windows"):
+        if len(self.iterations) != 2 or min(self.iterations) < 0:
+            raise ValueError(f"refinement.iterations: expected two numbers of at least 0, found {self.iterations!r}")
+        for name in (item.name for item in fields(self) if item.name not in ("windows", "iterations")):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"refinement.{name}: expected a number of at least 0, found {getattr(self, name)!r}")
 
@@ -76,10 +82,22 @@ class RefinementSettings:
             When `iterations` is neither "auto" nor a number of at least 0.
         """
         if iterations == "auto":
-            iterations = self.iterations
+            return self.iterations
         if isinstance(iterations, str) or iterations < 0:
             raise ValueError(f"refine: expected 'auto' or a number of at least 0, found {iterations!r}")
         return iterations, iterations
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step, counted from 0, of so many.
+
+        Examples
+        --------
+        >>> [round(RefinementSettings(learning_rate=1).rate(step, 16), 2) for step in (0, 3, 8, 12, 15)]
+        [0.25, 1.0, 0.97, 0.41, 0.03]
+        """
+        warmth = min(1.0, (step + 1) / (self.warm_up + 1))
+        left = (steps - step) / (self.cooling * steps + 1)
+        return self.learning_rate * warmth * (0.5 - 0.5 * math.cos(math.pi * min(1.0, left)))
 
 
 DEFAULTS = RefinementSettings()

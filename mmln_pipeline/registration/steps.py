@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -293,7 +294,7 @@ def _repair_folds(maps: tuple[torch.Tensor, torch.Tensor], settings: Settings) -
     if settings.topology == "off":
         forward, backward = (displacement.cpu() for displacement in maps)
         return _Warp(forward, backward, None, {"mode": "off"})
-    repair, inverse = (topology.enforce(displacement) for displacement in maps)
+    repair, inverse = at_once(*(partial(topology.enforce, displacement) for displacement in maps))
     if not repair.reached:
         raise TopologyError(
             f"The warp still folds after {repair.rounds} rounds of repair (NDV {repair.ndv_percent:.2g}% of "
