@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NAME_COLUMNS = ("name", "structure")
 NUMBER_COLUMNS = ("index", "labels", "neuromorphometrics", "freesurfer")
@@ -188,6 +191,8 @@ def load_dseg_table(path: str | Path) -> pd.DataFrame:
     ValueError
         If a column is missing, a number is not whole or stands twice.
     """
+    import pandas as pd  # half a second that a registration can spare
+
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"label table {path}: no such file")
@@ -229,6 +234,8 @@ def measure_volumes(labels: np.ndarray, voxel_mm3: float, names: Mapping[int, st
     >>> measure_volumes(np.array([0, 2, 2, 5]), 0.5, {2: "Two", 3: "Three"}).to_dict("list")
     {'index': [2, 3, 5], 'name': ['Two', 'Three', 'n/a'], 'voxels': [2, 0, 1], 'volume_mm3': [1.0, 0.0, 0.5]}
     """
+    import pandas as pd
+
     names = names or {}
     found, counts = np.unique(labels, return_counts=True)
     voxels = dict.fromkeys(names, 0) | dict(zip(found.tolist(), counts.tolist(), strict=True))

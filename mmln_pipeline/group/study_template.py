@@ -94,27 +94,25 @@ def centre_of(mask: Nifti1Image) -> NDArray[np.float64]:
     return apply_affine(mask.affine, np.argwhere(np.asanyarray(mask.dataobj) != 0).mean(axis=0))
 
 
-def mean_displacement(warps: Iterable[DisplacementField]) -> DisplacementField:
-    """Return the mean of displacement fields that share a grid.
+def mean_displacement(warps: Iterable[DisplacementField], grid: Grid) -> DisplacementField:
+    """Return the mean of displacement fields, each of which may end where its pair of brains does.
 
     Parameters
     ----------
     warps : iterable of DisplacementField
-        At least one; one at a time is in memory.
+        At least one, in one world; one at a time is in memory.
+    grid : Grid
+        Where to sample them.
 
     Raises
     ------
     ValueError
-        If there is none, or one lies on another grid.
+        If there is none.
     """
-    total, grid, count = np.zeros(1), None, 0
+    total, count = np.zeros((*grid.shape, 3)), 0
     for count, warp in enumerate(warps, start=1):
-        if grid is None:
-            grid, total = warp.grid, np.zeros(warp.offsets_mm.shape)
-        elif not grid.matches(warp.grid):
-            raise ValueError(f"displacement field {count}: {grid.describe_difference(warp.grid)}")
-        total += warp.offsets_mm
-    if grid is None:
+        total += Transform([warp]).displacement(grid).offsets_mm
+    if not count:
         raise ValueError("displacement fields: expected at least one, found none")
     return DisplacementField(total / count, grid.affine)
 

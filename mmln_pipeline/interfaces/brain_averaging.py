@@ -92,7 +92,7 @@ class AverageBrains(SimpleInterface):
         facts = {"iteration": self.inputs.iteration, "brains": len(members)}
         back = []
         if self.inputs.iteration:
-            drift = group.mean_displacement(warp for warp, *_ in self._read_parts())
+            drift = group.mean_displacement((warp for warp, *_ in self._read_parts()), grid)
             back = [group.invert_smooth(drift)]
         chains = partial(map, lambda parts: Transform([*back, *parts]))
         mean = group.average_brains(members, chains(self._read_parts()), grid)
