@@ -31,8 +31,6 @@ from mmln_pipeline.training.datasets import Source
 from mmln_pipeline.weights import save_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-TWINS = {"SyN, cross-correlation", "LapIRN in MMLN's training", "MMLN without core"}
-"""Rows of which there is another one of the same kind: left to the slow test."""
 NARROW = {"lapirn": {"channels": 4}, "cir-dm": {"channels": 4}, "voxelmorph": {"channels": 8}}
 """Options that make a network cheap."""
 TRAINING = {"volumes": ["elsewhere_sub-01"], "steps": {"1": 1}, "hours": {"1": 0.1}}
@@ -173,7 +171,6 @@ def finished(place):
     paper = read_toml(CONFIGS / "paper.toml")
     paper["network"]["channels"] = 4
     (place / "paper.toml").write_text(tomli_w.dumps(paper))
-    content["rows"] = [row for row in content["rows"] if row["name"] not in TWINS]
     for row in content["rows"]:
         options = row.setdefault("options", {})
         options |= {"model": str(model)} if "model" in options else {}
@@ -192,7 +189,6 @@ def finished(place):
     return config, outcome
 
 
-@pytest.mark.slow
 def test_a_run_leaves_results_tables_and_figures(place, finished):
     config, outcome = finished
     folder = place / "smoke"
@@ -216,7 +212,6 @@ def test_a_run_leaves_results_tables_and_figures(place, finished):
     assert not (folder / "work").exists()
 
 
-@pytest.mark.slow
 def test_tables_and_figures_come_back_byte_for_byte_from_the_results(place, finished, tmp_path):
     config, outcome = finished
     shutil.copytree(place / "smoke" / "slices", tmp_path / "slices")
@@ -249,7 +244,6 @@ class Inline:
         return future
 
 
-@pytest.mark.slow
 def test_a_second_run_touches_no_pair_and_a_pair_that_is_gone_is_made_again(place, finished, capsys, monkeypatch):
     config, _ = finished
     monkeypatch.setattr(protocol, "ProcessPoolExecutor", Inline)
@@ -290,7 +284,6 @@ def test_a_pair_that_fails_is_named_and_costs_no_other(place, monkeypatch, capsy
         assert costs(read_results(place / "failing-False"), "Ours", ["brains"])["is_warm"]
 
 
-@pytest.mark.slow
 @pytest.mark.realdata
 def test_the_smoke_test_of_the_study_runs_as_it_stands(data_root, tmp_path):
     for name in ("study-smoke.toml", "study-smoke_split.tsv", "paper.toml"):

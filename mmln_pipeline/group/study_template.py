@@ -110,8 +110,9 @@ def mean_displacement(warps: Iterable[DisplacementField], grid: Grid) -> Displac
         If there is none.
     """
     total, count = np.zeros((*grid.shape, 3)), 0
-    for count, warp in enumerate(warps, start=1):
+    for warp in warps:
         total += Transform([warp]).displacement(grid).offsets_mm
+        count += 1
     if not count:
         raise ValueError("displacement fields: expected at least one, found none")
     return DisplacementField(total / count, grid.affine)
