@@ -14,11 +14,12 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 
 def run_apply(options: argparse.Namespace) -> None:
     """Bring each input along, through one chain of transforms."""
+    from mmln_pipeline.space.other_tools import read_alone
     from mmln_pipeline.space.transforms import read_chain
 
     pairs = _pair_with_outputs(options.input, options.output)
     _check_files(pairs, options)
-    transform = read_chain(options.transform)
+    transform = read_chain(options.transform, read_alone)
     reference = _read_reference(options.reference, options.spacing) if options.reference else None
     back = transform.inverse() if any(_is_points(path) for path, _ in pairs) else None
     for path, output in pairs:

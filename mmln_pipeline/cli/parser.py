@@ -135,8 +135,9 @@ def _add_apply(subparsers: Any) -> None:
         required=True,
         action="append",
         metavar="X",
-        help="ITK composite (.h5), affine (.mat, .txt, .tfm) or displacement field (.nii.gz); inverse:X or [X,1] for "
-        "its inverse; given again, in ANTs' order: the last one moves the image first",
+        help="ITK composite (.h5), affine (.mat, .txt, .tfm) or displacement field (.nii.gz), FreeSurfer's .lta or .x5 "
+        "(of FSL's files 'mmln convert' makes one); inverse:X or [X,1] for its inverse; given again, in ANTs' order: "
+        "the last one moves the image first",
     )
     parser.add_argument(
         "-r",
