@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from browser import browser, check_page, needs_chromium
 from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import center_of_mass, gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -31,6 +32,7 @@ from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.transforms import Transform
 
+__all__ = ["browser"]  # a fixture
 SHAPE = (30, 34, 38)
 AFFINE = from_matvec(np.array([[0, 0, 1.0], [-1.0, 0, 0], [0, 1.0, 0]]), [-19.0, 15.0, -17.0])
 GRID = Grid(SHAPE, AFFINE)
@@ -213,6 +215,13 @@ def test_a_log_is_kept_and_headers_are_warned_of(built, place, tmp_path, capsys)
     assert main([str(raw), str(tmp_path / "out"), *built[1][2:], "--dry-run"]) == 0
     said = capsys.readouterr().err
     assert "mmln-bids: warning: T1w image of sub-02_run-1_T1w.nii.gz" in said and "5.0 mm" in said
+
+
+@needs_chromium
+def test_page_in_a_browser(built, browser):
+    page = built[0] / filenames.study_template_paths("mine")["page"]
+    check_page(browser, page)
+    assert browser.evaluate("document.querySelectorAll('.scroll > img').length") == 3
 
 
 def test_second_run_changes_nothing(built):

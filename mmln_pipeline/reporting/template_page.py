@@ -57,7 +57,8 @@ def write_template_page(
     with tempfile.TemporaryDirectory() as scratch:
         svg = Path(scratch) / "figure.svg"
         plot_convergence(table, svg)
-        figures = [("Convergence over the iterations", _as_uri(svg))]
+        convergence = _as_uri(svg)
+        figures = []
         for title, (image, mask) in means.items():
             plot_mean(image, count, svg, mask=mask, title=title)
             figures.append((title, _as_uri(svg)))
@@ -70,6 +71,7 @@ def write_template_page(
             (int(row["iteration"]), ["" if pd.isna(row[key]) else write_number(row[key]) for key in shown])
             for _, row in table.iterrows()
         ],
+        convergence=convergence,
         figures=figures,
     )
     write_text(path, html)
@@ -95,6 +97,7 @@ def plot_convergence(table: pd.DataFrame, out_svg: str | Path) -> None:
         axes.set_xlim(-0.3, table["iteration"].max() + 0.3)
         axes.set_xticks(table["iteration"])
         axes.tick_params(labelsize=8, colors=INK)
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, "Convergence over the iterations", out_svg)
 
