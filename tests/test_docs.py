@@ -291,6 +291,13 @@ def test_architecture_names_what_exists():
     )
 
 
+def test_tests_that_the_pages_name_exist():
+    named = {name for text in PAGES.values() for name in re.findall(r"`(test_\w+)`", text)}
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")]
+    written = {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
+    assert len(named) >= 10 and sorted(named - written) == []
+
+
 def test_no_two_modules_share_a_name():
     paths = [path for folder in ("mmln_pipeline", "workflows", "bids_app") for path in (ROOT / folder).rglob("*.py")]
     names = [path.name for path in paths if path.name != "__init__.py"]
