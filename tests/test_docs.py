@@ -28,7 +28,7 @@ from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
-# Options of Apptainer, Docker, pip, SLURM and torchrun that the pages mention.
+# Options of Apptainer, Docker, FreeSurfer, pip, SLURM and torchrun that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
 FOREIGN |= {
     "--max-restarts",
@@ -40,6 +40,7 @@ FOREIGN |= {
     "--read-only",
     "--containall",
     "--me",
+    "--initk",
     "--cpus-per-task",
     "--time",
     "--gres",
