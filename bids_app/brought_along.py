@@ -4,12 +4,18 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import nibabel as nib
 
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.filters import Filters
+from mmln_pipeline.bids_app.filters import IMAGES, Filters
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives.filenames import brought_path, derivative_paths
 from mmln_pipeline.derivatives.scans import Scan
+from mmln_pipeline.images.same_space import why_apart
+from mmln_pipeline.machine.reading import UNREADABLE
+from mmln_pipeline.space.grids import in_mm
 
 SUFFIXES = (".nii.gz", ".nii", ".surf.gii")
 _SPACE = re.compile("_space-([0-9A-Za-z]+)")
@@ -37,7 +43,8 @@ def add_files(config: Config, scans: Sequence[Scan], filters: Filters) -> list[S
     Raises
     ------
     UsageError
-        There is no such file, one lies in another space, its name is taken, or it is in doubt whose it is.
+        There is no such file, one lies in another space by its name or elsewhere by its header, its name is taken, or
+        it is in doubt whose it is.
     """
     if not config.apply_to:
         return list(scans)
@@ -59,6 +66,7 @@ def add_files(config: Config, scans: Sequence[Scan], filters: Filters) -> list[S
                 "--subject-anatomical-reference first-lex or sessionwise"
             )
         _check_names(shown, scan, files)
+        _check_places(shown, scan, files)
         for path in files:
             if owners.setdefault(path, scan.stem) != scan.stem:
                 raise UsageError(
@@ -80,6 +88,24 @@ def _check_names(shown: str, scan: Scan, files: Sequence[Path]) -> None:
         if name in taken:
             raise UsageError(f"{shown}: {path}: in template space it would be called like {taken[name]}: leave it out")
         taken[name] = str(path)
+
+
+def _check_places(shown: str, scan: Scan, files: Sequence[Path]) -> None:
+    """Refuse images that lie elsewhere by their headers, whatever their names say; what cannot be read fails later."""
+    try:
+        t1w: Any = in_mm(nib.load(scan.t1w))
+    except UNREADABLE:
+        return
+    for path in files:
+        try:
+            image: Any = in_mm(nib.load(path)) if path.name.endswith(tuple(IMAGES)) else t1w
+        except UNREADABLE:
+            continue
+        reason = why_apart(image, t1w)
+        if reason is not None:
+            raise UsageError(
+                f"{shown}: {path}: expected the space of {scan.t1w.name}, as its name says, but by the headers {reason}"
+            )
 
 
 def _find_files(config: Config, scan: Scan, filters: Filters) -> tuple[list[Path], list[Path]]:

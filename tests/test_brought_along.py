@@ -122,6 +122,16 @@ def test_filters_that_choose_nothing_are_named(app, tmp_path, entry, words, caps
     assert words in one_error(capsys)
 
 
+def test_a_series_that_lies_elsewhere_by_its_header_is_refused(app, tmp_path, capsys):
+    series = nb.load(tmp_path / "prep" / BOLD)
+    far = series.affine + np.array([[0, 0, 0, 300.0], *[[0] * 4] * 3])
+    write_image(nb.Nifti1Image(series.get_fdata(dtype=np.float32), far), tmp_path / "prep" / BOLD)
+    assert app("-d", f"prep={tmp_path / 'prep'}", "--apply-to", "desc-preproc_bold") == 2
+    assert "as its name says, but by the headers they cover different parts of the space (0% in common)" in one_error(
+        capsys
+    )
+
+
 def test_dry_run_names_them(app, tmp_path, capsys):
     assert app("-d", f"prep={tmp_path / 'prep'}", "--apply-to", "desc-preproc_bold", "--dry-run") == 0
     assert f"brought along: {tmp_path / 'prep' / BOLD}" in capsys.readouterr().out
