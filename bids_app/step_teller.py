@@ -23,8 +23,10 @@ SECONDS = {
     "normalize": 1.0,
     "plots": 20.0,
     "volumes": 0.5,
+    "average": 80.0,
+    "report": 4.0,
 }
-"""What a step takes, s (medians of three heads of 1 mm on one core of a busy machine).
+"""What a step takes, s (medians of three heads of 1 mm on one core of a busy machine; means of four brains).
 
 A run learns its own, and how fast its machine is, as it goes.
 """
