@@ -196,6 +196,7 @@ def test_run_writes_a_template(built, place):
     assert len(sidecar["Sources"]) == 3 and sidecar["Iterations"] == 1
     page = (out / paths["page"]).read_text()
     assert "Template mine of 3 brains" in page and "sub-02_run-1" in page and "http" not in page.split("<body>")[1]
+    assert "Gradient energy" in page and "Label overlap" not in page  # the labels of one image overlap with none
     assert "averag" in (out / filenames.apart(filenames.CITATION, "mine")).read_text()
 
 
