@@ -9,13 +9,15 @@ from typing import Any
 from bids.layout import BIDSLayout, Query
 
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.indexing import File, find_files
+from mmln_pipeline.bids_app.indexing import DERIVATIVES, File, find_files, known_entities, read_entities
+from mmln_pipeline.machine.options import suggest
 
 IMAGES = [".nii.gz", ".nii"]
 BASE_FILTERS: dict[str, dict[str, Any]] = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None], "extension": IMAGES},
     "mask": {"suffix": "mask", "desc": "brain", "extension": IMAGES},
     "dseg": {"suffix": "dseg", "extension": IMAGES},
+    "apply_to": {},
 }
 NO_ENTITIES = {"return_type", "target", "scope", "regex_search", "absolute_paths", "invalid_filters"}
 """Arguments of `BIDSLayout.get` that are no filters."""
@@ -25,7 +27,7 @@ WORDS: dict[Any, Query] = {None: Query.NONE, "*": Query.ANY, "Query.NONE": Query
 
 @dataclass(frozen=True)
 class Filters:
-    """What is looked for, by kind (`t1w`, `mask`, `dseg`).
+    """What is looked for, by kind (`t1w`, `mask`, `dseg`), or chosen from what `--apply-to` finds (`apply_to`).
 
     Attributes
     ----------
@@ -74,6 +76,12 @@ class Filters:
         found = self.find(layout, kind) + Filters(None, BASE_FILTERS, {}).find(layout, kind)
         return list({file.path: file for file in found}.values())
 
+    def allows(self, kind: str, name: str) -> bool:
+        """Tell whether a derivative has the entities that are asked of a kind, by its path below the dataset's root."""
+        query = self.queries[kind]
+        found = read_entities(name, known_entities(DERIVATIVES)) if query else {}
+        return all(_is_met(found.get(entity), wanted) for entity, wanted in query.items())
+
     def without(self, kind: str, entity: str) -> "Filters":
         """Return the same filters with one entry of the file left out."""
         base = {key: value for key, value in BASE_FILTERS[kind].items() if key == entity}
@@ -115,6 +123,9 @@ def read_filters(path: Path | None) -> Filters:
     for kind, own in given.items():
         for entry in sorted(set(own) & NO_ENTITIES):
             raise UsageError(f'{name}: "{kind}": "{entry}": expected an entity, found an argument of PyBIDS')
+    known = {entity.name for entity in known_entities(DERIVATIVES)}
+    for entry in sorted(set(given.get("apply_to", {})) - known):
+        raise UsageError(f'{name}: "apply_to": "{entry}": no entity that PyBIDS knows{suggest(entry, known)}')
     if given.get("t1w", {}).get("suffix", "T1w") != "T1w":
         raise UsageError(f'{name}: "t1w": "suffix": expected "T1w", found {json.dumps(given["t1w"]["suffix"])}')
     queries = {
@@ -122,6 +133,21 @@ def read_filters(path: Path | None) -> Filters:
         for kind, base, own in ((kind, base, given.get(kind, {})) for kind, base in BASE_FILTERS.items())
     }
     return Filters(path, queries, given)
+
+
+def _is_met(found: object, wanted: object) -> bool:
+    """Tell whether an entity's value, or None, is what a filter wants.
+
+    Examples
+    --------
+    >>> _is_met("rest", ["rest", Query.NONE]), _is_met(None, Query.ANY)
+    (True, False)
+    """
+    if isinstance(wanted, list):
+        return any(_is_met(found, one) for one in wanted)
+    if isinstance(wanted, Query):
+        return (found is not None) == (wanted == Query.ANY)
+    return found == wanted
 
 
 def _read_value(value: object, name: str) -> object:

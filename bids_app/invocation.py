@@ -162,7 +162,8 @@ class Config:
         None,
         metavar="FILE",
         read=parse_path,
-        help='JSON of PyBIDS filters for "t1w", "mask" and "dseg"; null: entity absent, "*": present',
+        help='JSON of PyBIDS filters for "t1w", "mask" and "dseg", and for "apply_to" among its files; null: entity'
+        ' absent, "*": present',
     )
     derivatives: Mapping[str, Path] = field(
         default_factory=dict,

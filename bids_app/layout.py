@@ -84,7 +84,7 @@ def find_scans(config: Config) -> Found:
     layouts = {"raw": raw} | {name: open_index(own, DERIVATIVES) for name, own in listings.items()}
     companions = Companions(config, layouts, filters, known)
     scans, unreadable = _to_scans(images, companions)
-    scans = add_files(config, join_scans(scans, config.subject_anatomical_reference))
+    scans = add_files(config, join_scans(scans, config.subject_anatomical_reference), filters)
     failed = _find_failed(scans, unreadable, [listing, *listings.values()]) | _find_closed(config, listing, scans)
     skipped = {Path(name).name: reason for name, reason in left_out.items()} | _find_skipped(config, images, details)
     return Found(

@@ -1,5 +1,6 @@
 """The steps of a run: which there are, what they take, and what is told of each as it begins and ends."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,17 +23,30 @@ SECONDS = {
     "normalize": 1.0,
     "plots": 20.0,
     "volumes": 0.5,
+    "average": 80.0,
+    "report": 4.0,
 }
-"""What a step takes, s (medians of three heads of 1 mm on one core of a busy machine).
+"""What a step takes, s (medians of three heads of 1 mm on one core of a busy machine; means of four brains).
 
 A run learns its own, and how fast its machine is, as it goes.
 """
 
 
 def count_steps(workflow: pe.Workflow) -> Counter[str]:
-    """Count the nodes of a workflow that do something, by their names."""
+    """Count the nodes of a workflow that do something, by what they do."""
     nodes = (workflow.get_node(name) for name in workflow.list_node_names())
-    return Counter(node.name for node in nodes if not isinstance(node.interface, IdentityInterface))
+    return Counter(find_kind(node.name) for node in nodes if not isinstance(node.interface, IdentityInterface))
+
+
+def find_kind(name: str) -> str:
+    """Return what a node does: its name without a number; nodes with the name of a scan register it.
+
+    Examples
+    --------
+    >>> find_kind("average_2"), find_kind("sub_01_wf"), find_kind("apply_mask")
+    ('average', 'registration', 'apply_mask')
+    """
+    return "registration" if name.endswith("_wf") else re.sub(r"_\d+$", "", name)
 
 
 class StepTeller:
@@ -58,14 +72,14 @@ class StepTeller:
         self._results: dict[str, float] = {}
 
     def __call__(self, node: pe.Node, status: str) -> None:
-        step = self._describe(node)
+        step, kind = self._describe(node), find_kind(node.name)
         if status == "start":
             self._results[node.fullname] = _age_of_result(node)
-            self.forecast.start(step, node.name)
+            self.forecast.start(step, kind)
             return
         is_failed, before = status == "exception", self._results.pop(node.fullname, 0.0)
         is_known = not is_failed and before > 0 and before == _age_of_result(node)
-        took = self.forecast.end(step, node.name, is_known)
+        took = self.forecast.end(step, kind, is_known)
         if took is None or (node.run_without_submitting and not is_failed):
             return
         text = f"{step}{' FAILED after' * is_failed} {took:.1f} s"
@@ -73,11 +87,13 @@ class StepTeller:
         self.say(text)
 
     def _describe(self, node: pe.Node) -> str:
-        """Name a step: the scan, the template where there are several, and what is done."""
-        parts = node.fullname.split(".")
-        scan = self.names.get(parts[1], "") if len(parts) > 1 else ""
+        """Name a step: the iteration, if there are any, the scan, the template of several, and what is done."""
+        iteration = re.search(r"\.iteration_(\d+)_wf\.", node.fullname)
+        scan = next((self.names[part] for part in node.fullname.split(".") if part in self.names), "")
         template = _find_template(node.fullname) if len(self._templates) > 1 else ""
-        return " ".join(filter(None, (scan, template and f"to {template}", node.name)))
+        what = find_kind(node.name) if node.name in self.names else node.name
+        parts = (iteration and f"iteration {iteration[1]}", scan, template and f"to {template}", what)
+        return " ".join(filter(None, parts))
 
 
 def _find_template(fullname: str) -> str:

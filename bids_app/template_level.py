@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +15,15 @@ from mmln_pipeline.bids_app.description import BIDS_VERSION
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found
-from mmln_pipeline.bids_app.participant_level import describe_rest, prepare_run, tell_failures, workflow_settings
+from mmln_pipeline.bids_app.participant_level import (
+    describe_rest,
+    prepare_run,
+    tell_failures,
+    warn_of_headers,
+    workflow_settings,
+)
 from mmln_pipeline.bids_app.plugin_option import Plugin
+from mmln_pipeline.bids_app.run_log import LOGGER, keep_log, warn
 from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
@@ -52,10 +58,11 @@ def run_template(config: Config) -> int:
     _check_inputs(config, found, method)
     paths = filenames.study_template_paths(config.template_name, any(scan.has("dseg") for scan in found.scans))
     if config.dry_run:
+        warn_of_headers(found.scans, method)
         print(_describe_plan(config, found.scans, paths.values()))
         return 0
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
-    with sole_use(config.work_dir):
+    with sole_use(config.work_dir), keep_log(config):
         return _make_template(config, method, found.scans, list(paths.values()), plugin)
 
 
@@ -107,6 +114,7 @@ def _make_template(
     if config.boilerplate_only:
         print(config.output_dir / named.apart(filenames.CITATION))
         return 0
+    warn_of_headers(scans, method)
     failures = run_workflow(workflow, config, scans, plugin)
     missing = [path for path in paths if not (config.output_dir / path).is_file()]
     if missing and not failures:
@@ -114,9 +122,11 @@ def _make_template(
     tell_failures(failures)
     if failures:
         left_out = "leave out what cannot be mended (--participant-label)"
-        print(f"no template: every image counts; {left_out} and run again", file=sys.stderr)
+        warn(f"no template: every image counts; {left_out} and run again")
+        LOGGER.info("end: no template")
         return 1
     _describe_template(config, scans)
+    LOGGER.info("end: template %s of %d images done", config.template_name, len(scans))
     print(config.output_dir / filenames.study_template_paths(config.template_name)["page"])
     return 0
 

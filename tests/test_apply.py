@@ -176,9 +176,10 @@ def test_a_landmark_stays_on_its_landmark(folder):
     np.testing.assert_allclose(point, apply_affine(FIXED.affine, centre), atol=0.5)
 
 
-def test_surfaces_and_tracts_go_with_the_points(folder, rng):
+def test_surfaces_and_tracts_go_where_ants_takes_their_points(folder, rng):
     points = apply_affine(MOVING.affine, rng.uniform(6, 16, (30, 3)))
-    expected = read_transform(folder / "both.h5").inverse().map_points(points)
+    table = pd.DataFrame(points * FLIP, columns=list("xyz"))
+    expected = ants.apply_transforms_to_points(3, table, [str(folder / "both.h5")])[list("xyz")].to_numpy() * FLIP
     arrays = [
         nib.gifti.GiftiDataArray(points.astype("f4"), intent="NIFTI_INTENT_POINTSET"),
         nib.gifti.GiftiDataArray(np.array([[0, 1, 2]], "i4"), intent="NIFTI_INTENT_TRIANGLE"),
@@ -189,7 +190,7 @@ def test_surfaces_and_tracts_go_with_the_points(folder, rng):
     nib.streamlines.save(TrkFile(lines, header | {"voxel_order": "RAS"}), str(folder / "t.trk"))
     nib.streamlines.save(lines, str(folder / "t.tck"))
     inputs = ["white.surf.gii", "t.trk", "t.tck"]
-    assert run(folder, "-t", "both.h5", "-r", "fixed.nii.gz", "-o", "out/", *inputs) == 0
+    assert run(folder, "-t", "inverse:both.h5", "-r", "fixed.nii.gz", "-o", "out/", *inputs) == 0
     surface = nib.load(folder / "out/white.surf.gii")
     np.testing.assert_allclose(surface.agg_data("pointset"), expected, atol=1e-3)
     np.testing.assert_array_equal(surface.agg_data("triangle"), [[0, 1, 2]])

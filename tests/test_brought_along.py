@@ -89,6 +89,49 @@ def test_what_cannot_be_brought_along_is_named(app, tmp_path, options, words, ca
     assert words in one_error(capsys)
 
 
+@pytest.mark.parametrize(
+    ("entry", "chosen"),
+    [
+        ({"task": "rest"}, {"rest"}),
+        ({"task": ["rest", "nback"], "run": 1}, {"nback"}),
+        ({"run": None}, {"rest"}),
+        ({"run": "*", "datatype": "func"}, {"nback"}),
+    ],
+)
+def test_filters_choose_among_them(app, tmp_path, entry, chosen, capsys):
+    series = nb.load(tmp_path / "prep" / BOLD)
+    write_image(series, tmp_path / "prep" / BOLD.replace("task-rest", "task-nback_run-01"))
+    (tmp_path / "filter.json").write_text(json.dumps({"apply_to": entry}))
+    options = ["-d", f"prep={tmp_path / 'prep'}", "--bids-filter-file", tmp_path / "filter.json"]
+    assert app(*options, "--apply-to", "desc-preproc_bold", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert {task for task in ("rest", "nback") if f"task-{task}" in said} == chosen
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"task": "motor"}, "no such file of these subjects that --bids-filter-file chooses"),
+        ({"tasks": "rest"}, '"apply_to": "tasks": no entity that PyBIDS knows; did you mean task?'),
+    ],
+)
+def test_filters_that_choose_nothing_are_named(app, tmp_path, entry, words, capsys):
+    (tmp_path / "filter.json").write_text(json.dumps({"apply_to": entry}))
+    options = ["-d", f"prep={tmp_path / 'prep'}", "--bids-filter-file", tmp_path / "filter.json"]
+    assert app(*options, "--apply-to", "bold") == 2
+    assert words in one_error(capsys)
+
+
+def test_a_series_that_lies_elsewhere_by_its_header_is_refused(app, tmp_path, capsys):
+    series = nb.load(tmp_path / "prep" / BOLD)
+    far = series.affine + np.array([[0, 0, 0, 300.0], *[[0] * 4] * 3])
+    write_image(nb.Nifti1Image(series.get_fdata(dtype=np.float32), far), tmp_path / "prep" / BOLD)
+    assert app("-d", f"prep={tmp_path / 'prep'}", "--apply-to", "desc-preproc_bold") == 2
+    assert "as its name says, but by the headers they cover different parts of the space (0% in common)" in one_error(
+        capsys
+    )
+
+
 def test_dry_run_names_them(app, tmp_path, capsys):
     assert app("-d", f"prep={tmp_path / 'prep'}", "--apply-to", "desc-preproc_bold", "--dry-run") == 0
     assert f"brought along: {tmp_path / 'prep' / BOLD}" in capsys.readouterr().out

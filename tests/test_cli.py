@@ -158,6 +158,50 @@ def test_register_names_and_chooses_its_outputs(files, network, capsys):
     assert "template 'MNI2009'" in error_line(capsys)
 
 
+def test_what_rides_along_goes_where_apply_takes_it(files, network, capsys):
+    """Another contrast, a series on a coarser grid, labels and points: as `mmln apply` has them, beside the result."""
+    brain = nib.load(files / "brain.nii.gz")
+    save_affine(np.array([[1, 0.05, 0, 0.5], [0, 1, 0, -0.6], [0, 0, 1, 0.4], [0, 0, 0, 1]]), files / "turn.mat")
+    nib.save(brain, files / "T2w.nii.gz")
+    coarse = np.stack([brain.get_fdata(dtype=np.float32)[::2, ::2, ::2]] * 3, -1)
+    nib.save(nib.Nifti1Image(coarse, np.diag([2.0, 2, 2, 1])), files / "bold.nii.gz")
+    (files / "p.csv").write_text("x,y,z\n-8,-9,10\n")
+    call = ["register", "-f", str(files / "brain.nii.gz"), "-m", str(files / "brain.nii.gz"), "--refine", "0"]
+    call += ["--init", str(files / "turn.mat"), "-o", str(files / "out/a_")]
+    images = [str(files / name) for name in ("T2w.nii.gz", "bold.nii.gz", "p.csv")]
+    labels = ["--apply-to-labels", str(files / "dseg.nii.gz")]
+    assert main([*call, "--apply-to", *images[:2], "--apply-to", images[2], *labels]) == 0
+    assert "whole numbers" not in capsys.readouterr().err
+    back = ["-t", str(files / "out/a_forward_xfm.h5"), "-r", str(files / "brain.nii.gz"), "-o", f"{files}/by_apply/"]
+    assert main(["apply", *back, *images]) == 0
+    assert main(["apply", *back, "-n", "label", str(files / "dseg.nii.gz")]) == 0
+    for name in ("bold.nii.gz", "dseg.nii.gz"):
+        ours, theirs = (nib.load(files / f"{where}{name}").get_fdata() for where in ("out/a_", "by_apply/"))
+        np.testing.assert_allclose(ours, theirs, atol=0.01)
+    ours, moved = (nib.load(files / f"out/a_{name}.nii.gz").get_fdata() for name in ("T2w", "moved"))
+    np.testing.assert_array_equal(ours, moved)
+    points = [np.loadtxt(files / f"{where}p.csv", delimiter=",", skiprows=1) for where in ("out/a_", "by_apply/")]
+    np.testing.assert_allclose(*points, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--apply-to", "gone.nii.gz"], "gone.nii.gz: no such file"),
+        (["--apply-to", "brain.nii.gz", "--apply-to-labels", "brain.nii.gz"], "would be called like"),
+        (["--apply-to", "moved.nii.gz"], "would be called like a part of the result"),
+        (["--apply-to", "identity.mat"], "--apply-to: expected a name that ends in .nii"),
+        (["--output-dir", ".", "--apply-to-labels", "dseg.nii.gz"], "lies where its result goes"),
+        (["--pairs", "pairs.tsv", "--apply-to", "dseg.nii.gz"], "--apply-to: belongs to one pair"),
+    ],
+)
+def test_what_cannot_ride_along_is_named_before_any_work(files, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(files)
+    where = [] if "--output-dir" in options else ["--output-dir", "out"]
+    assert main(["register", "-f", "brain.nii.gz", "-m", "brain.nii.gz", *where, *options]) == 2
+    assert message in error_line(capsys) and not (files / "out").exists()
+
+
 def test_many_pairs_load_one_model_and_are_done_once(files, monkeypatch, capsys):
     loads = []
     card = {"name": "mmln", "sha256": "0" * 64}

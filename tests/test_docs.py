@@ -28,7 +28,7 @@ from mmln_pipeline.space.formats import OTHER_FORMATS
 from mmln_pipeline.space.transforms import Transform
 from mmln_pipeline.workflows import Scan
 
-# Options of Apptainer, Docker, pip, SLURM and torchrun that the pages mention.
+# Options of Apptainer, Docker, FreeSurfer, pip, SLURM and torchrun that the pages mention.
 FOREIGN = {"--rm", "--network", "--cleanenv", "--net", "--nv", "--gpus", "--env", "--extra-index-url", "--array"}
 FOREIGN |= {
     "--max-restarts",
@@ -40,6 +40,7 @@ FOREIGN |= {
     "--read-only",
     "--containall",
     "--me",
+    "--initk",
     "--cpus-per-task",
     "--time",
     "--gres",
@@ -289,6 +290,13 @@ def test_architecture_names_what_exists():
         sorted(wings - {"mmln_pipeline/" + name for name in re.findall(r"^\| `mmln_pipeline/(\w+)` \|", text, re.M)})
         == []
     )
+
+
+def test_tests_that_the_pages_name_exist():
+    named = {name for text in PAGES.values() for name in re.findall(r"`(test_\w+)`", text)}
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")]
+    written = {name for source in sources for name in re.findall(r"def (test_\w+)\(", source)}
+    assert len(named) >= 10 and sorted(named - written) == []
 
 
 def test_no_two_modules_share_a_name():

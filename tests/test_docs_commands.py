@@ -6,12 +6,15 @@ import nibabel as nb
 import numpy as np
 import pytest
 from doc_pages import PAGES, ROOT, find_blocks, list_commands, run_block, walnut
+from nibabel.affines import from_matvec
 from nibabel.gifti import GiftiDataArray, GiftiImage
 from nibabel.streamlines import Tractogram, save
-from tiny_bids import describe, make_brain, write_image
+from tiny_bids import SHAPE, describe, make_brain, write_image
 
 from mmln_pipeline import weights
 from mmln_pipeline.registration.result import OUTPUTS
+from mmln_pipeline.space.itk import save_affine
+from mmln_pipeline.space.transforms import Transform
 
 ELSEWHERE = {
     "tutorial": "test_docs.py runs the whole page, in its order, and looks at what came of it",
@@ -77,7 +80,7 @@ def folder(tmp_path_factory):
     describe(folder / "BIDS_DIR")
     for number in (1, 2):
         write_image(make_brain(number), folder / f"BIDS_DIR/sub-0{number}/anat/sub-0{number}_T1w.nii.gz")
-    for name, shift in (("template", 0), ("A", 0), ("t1w", 1), ("B", 1)):
+    for name, shift in (("template", 0), ("A", 0), ("fixed", 0), ("t1w", 1), ("B", 1), ("moving", 1)):
         write_image(make_brain(shift), folder / f"{name}.nii.gz")
     t1w = make_brain(1)
     write_image(nb.Nifti1Image(np.stack([t1w.get_fdata(dtype=np.float32)] * 2, -1), t1w.affine), folder / "bold.nii.gz")
@@ -87,7 +90,13 @@ def folder(tmp_path_factory):
         darrays=[GiftiDataArray(points, "pointset"), GiftiDataArray(np.int32([[0, 1, 2]]), "triangle")]
     )
     nb.save(surface, folder / "lh_pial.surf.gii")
-    (folder / "points.csv").write_text("x,y,z\n1,2,3\n")
+    for name in ("points", "landmarks"):
+        (folder / f"{name}.csv").write_text("x,y,z\n1,2,3\n")
+    labels = nb.Nifti1Image((t1w.get_fdata() > 300).astype(np.uint8), t1w.affine)
+    write_image(labels, folder / "dseg.nii.gz")
+    Transform((from_matvec(np.eye(3), (1, 0, 0)),)).save(folder / "forward_xfm.h5")
+    save_affine(np.eye(4), folder / "bold_to_moving.txt")
+    np.savetxt(folder / "flirt.mat", np.eye(4))
     (folder / "WORK_DIR").mkdir()
     (folder / "work").symlink_to("WORK_DIR")  # what one page has run is not run again for the next
     with walnut(folder):
@@ -106,6 +115,9 @@ def test_commands_of_a_page_run(page, folder):
         assert {path.name for path in (folder / "out").iterdir()} == set(OUTPUTS.values()) - {"moved_dseg.nii.gz"}
         assert len(list((folder / "in_template").iterdir())) == 4
         assert names["result"].metrics["folding_percent_brain"] == 0
+    if page == "transforms":
+        assert nb.load(folder / "bold_mni.nii.gz").shape == (*(n // 2 for n in SHAPE), 2)
+        assert (folder / "warp_fsl.nii.gz").is_file() and (folder / "flirt.tfm").is_file()
     if page in ("README", "usage"):
         assert (folder / "OUTPUT_DIR/sub-02.html").is_file() and (
             folder / "OUTPUT_DIR/group_registration.html"

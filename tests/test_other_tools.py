@@ -139,6 +139,21 @@ def test_the_node_that_converts_and_its_workflow(files, points, kind, tmp_path, 
         assert f"outputnode.{direction}_xfm" in sources
 
 
+def test_apply_takes_files_that_say_all_by_themselves(files, capsys):
+    pytest.importorskip("fsl.transform")
+    pair = ["-r", str(files / "fixed.nii.gz"), str(files / "moving.nii.gz")]
+    moved = {}
+    for name in ("affine.tfm", "own.lta", "own.x5"):
+        path = convert(files, "affine.tfm", name) if name != "affine.tfm" else files / name
+        assert main(["apply", "-t", str(path), "-o", str(files / "moved.nii.gz"), *pair]) == 0
+        moved[name] = nib.load(files / "moved.nii.gz").get_fdata()
+    for name in ("own.lta", "own.x5"):
+        np.testing.assert_allclose(moved[name], moved["affine.tfm"], atol=1e-2)
+    path = convert(files, "affine.tfm", "own.mat", "--to", "fsl")
+    assert main(["apply", "-t", str(path), "-o", str(files / "no.nii.gz"), *pair]) == 2
+    assert "'mmln convert' makes an ITK file of it" in capsys.readouterr().err
+
+
 def test_what_a_file_cannot_hold_is_named(files, capsys):
     pair = ["-f", str(files / "fixed.nii.gz"), "-m", str(files / "moving.nii.gz")]
     for output, message in (("y.lta", "expected an affine alone"), ("y.png", "y.png: expected for itk a name")):

@@ -68,6 +68,8 @@ def test_each_limit_holds_on_its_own(check):
         )
         assert quality.VERDICTS.index(inside[0]) < quality.VERDICTS.index(beyond[0]) and beyond[0] == verdict
         assert check.name in beyond[1] and check.meaning in beyond[1] and f"{limit:g}" in beyond[1]
+        shown = beyond[1].removeprefix(check.name).split(" is ")[0]
+        assert float(shown) != limit, "not 0.62 is above 0.62"
 
 
 def test_every_check_says_why():

@@ -1,6 +1,6 @@
 """The quality check on the real network: a panel of moving brains that are none, not whole, or not as they should lie.
 
-Scans of training, by which thresholds may be set. What the check says of each is in `docs/outputs.md`.
+Scans of training, by which thresholds may be set. What the check says of each is in `docs/accuracy.md`.
 """
 
 import warnings

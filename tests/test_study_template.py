@@ -1,11 +1,14 @@
 """The template of a group: where its brains lie on average, as sharp as they are, fit to be given to --template."""
 
 import json
+import re
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from browser import browser, check_page, needs_chromium
 from nibabel.affines import apply_affine, from_matvec
 from scipy.ndimage import center_of_mass, gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -29,6 +32,7 @@ from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.transforms import Transform
 
+__all__ = ["browser"]  # a fixture
 SHAPE = (30, 34, 38)
 AFFINE = from_matvec(np.array([[0, 0, 1.0], [-1.0, 0, 0], [0, 1.0, 0]]), [-19.0, 15.0, -17.0])
 GRID = Grid(SHAPE, AFFINE)
@@ -196,7 +200,33 @@ def test_run_writes_a_template(built, place):
     assert len(sidecar["Sources"]) == 3 and sidecar["Iterations"] == 1
     page = (out / paths["page"]).read_text()
     assert "Template mine of 3 brains" in page and "sub-02_run-1" in page and "http" not in page.split("<body>")[1]
+    assert "Gradient energy" in page and "Label overlap" not in page  # the labels of one image overlap with none
     assert "averag" in (out / filenames.apart(filenames.CITATION, "mine")).read_text()
+
+
+def test_a_log_is_kept_and_headers_are_warned_of(built, place, tmp_path, capsys):
+    (log,) = (built[0] / "logs/runs").glob("*.log")
+    text = log.read_text(encoding="utf-8")
+    steps = "begin: mmln-pipeline", r"iteration 1 sub-02_run-1 registration [\d.]+ s$", "end: template mine of 3 images"
+    for words in steps:
+        assert re.search(rf"INFO    {words}", text, re.MULTILINE), words
+    image = nib.load(place / "raw/sub-02/anat/sub-02_run-1_T1w.nii.gz")
+    moved = image.affine + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
+    image.set_qform(moved, code=1)
+    image.set_sform(image.affine, code=2)
+    raw = tmp_path / "raw"
+    shutil.copytree(place / "raw", raw)
+    nib.save(image, raw / "sub-02/anat/sub-02_run-1_T1w.nii.gz")
+    assert main([str(raw), str(tmp_path / "out"), *built[1][2:], "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert "mmln-bids: warning: T1w image of sub-02_run-1_T1w.nii.gz" in said and "5.0 mm" in said
+
+
+@needs_chromium
+def test_page_in_a_browser(built, browser):
+    page = built[0] / filenames.study_template_paths("mine")["page"]
+    check_page(browser, page)
+    assert browser.evaluate("document.querySelectorAll('.scroll > img').length") == 3
 
 
 def test_second_run_changes_nothing(built):
@@ -233,6 +263,9 @@ def test_a_failing_image_is_named_and_there_is_no_template(place, tmp_path, caps
     assert main([str(option) for option in options]) == 1
     said = capsys.readouterr().err
     assert "sub-02: FAILED" in said and "sub-01: FAILED" not in said and "no template" in said
+    (log,) = (tmp_path / "out/logs/runs").glob("*.log")
+    text = log.read_text(encoding="utf-8")
+    assert all(line in text for line in said.splitlines()) and "end: no template" in text
 
 
 def test_dry_run_writes_nothing(built, tmp_path, capsys):

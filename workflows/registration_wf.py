@@ -206,7 +206,7 @@ def _describe(settings: Settings, model_sha256: str) -> str:
     if model_sha256:
         weights += f", SHA-256 {model_sha256[:12]}"
     tuned = ", its finest level replaced by instance optimisation of the field for this image"
-    valid = "; where it folded on the grid, they were smoothed until nothing did"
+    valid = "; where it folded on the grid, its displacement was smoothed until nothing did"
     return (
         "The brain was registered to the template with the multi-strategy mutual learning network "
         f"[@mmln] ({weights}){tuned if settings.refine != 0 else ''}. The network's velocity fields are integrated by "

@@ -14,22 +14,45 @@ IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 
 def run_apply(options: argparse.Namespace) -> None:
     """Bring each input along, through one chain of transforms."""
+    from mmln_pipeline.space.other_tools import read_alone
     from mmln_pipeline.space.transforms import read_chain
 
     pairs = _pair_with_outputs(options.input, options.output)
     _check_files(pairs, options)
-    transform = read_chain(options.transform)
+    transform = read_chain(options.transform, read_alone)
     reference = _read_reference(options.reference, options.spacing) if options.reference else None
-    points = [path for path, _ in pairs if _is_points(path)]
-    back = transform.inverse() if points else None
+    back = transform.inverse() if any(_is_points(path) for path, _ in pairs) else None
     for path, output in pairs:
-        if path in points:
-            from mmln_pipeline.space.point_files import map_file
+        bring(path, output, transform, back, reference, options.interpolation, options.points)
 
-            map_file(path, output, back.map_points, options.points, reference)  # type: ignore[union-attr]
-        else:
-            _resample(path, output, transform, reference, options.interpolation)
-        print(f"Written to {output}")
+
+def bring(
+    path: str, output: Path, transform: Any, back: Any, reference: Any, interpolation: str, world: str | None = None
+) -> None:
+    """Bring one file along, and say so: what has voxels through a transform, points through the way back.
+
+    Parameters
+    ----------
+    path : str
+        Image, series, table of points, surface or tractogram.
+    output : Path
+        File of the same kind.
+    transform, back : Transform
+        From the reference's world to the file's, and back, which only points need.
+    reference : Nifti1Image
+        Grid to resample onto.
+    interpolation : str
+        One of `mmln_pipeline.space.interpolation.INTERPOLATIONS`.
+    world : {"lps", "ras"}, optional
+        Of a table's numbers.
+    """
+    if _is_points(path):
+        from mmln_pipeline.space.point_files import map_file
+
+        map_file(path, output, back.map_points, world, reference)
+    else:
+        _resample(path, output, transform, reference, interpolation)
+    print(f"Written to {output}")
 
 
 def _pair_with_outputs(inputs: Sequence[str], output: str) -> list[tuple[str, Path]]:
@@ -52,11 +75,7 @@ def _pair_with_outputs(inputs: Sequence[str], output: str) -> list[tuple[str, Pa
 def _check_files(pairs: Sequence[tuple[str, Path]], options: argparse.Namespace) -> None:
     """Check before any work what each input needs, and that nothing is written over what is read."""
     for path, output in pairs:
-        allowed = _suffixes(path) if _is_points(path) else IMAGE_SUFFIXES
-        if not output.name.endswith(allowed):
-            raise ValueError(f"--output: expected a name that ends in {' or '.join(allowed)}, found '{output}'.")
-        if not Path(path).exists():
-            raise FileNotFoundError(f"input {path}: no such file")
+        check_kind(path, output)
         if options.reference is None and not _is_points(path):
             raise ValueError(f"--reference: expected the image whose grid {path} is resampled onto, found none.")
         read = {"input": path, "reference": options.reference} | {f"transform {t}": t for t in options.transform}
@@ -66,6 +85,19 @@ def _check_files(pairs: Sequence[tuple[str, Path]], options: argparse.Namespace)
                 raise ValueError(f"--output: '{output}' is the {name.split()[0]} itself; give another name.")
     if options.spacing and options.reference is None:
         raise ValueError("--spacing: expected --reference too, whose field of view it divides; found none.")
+
+
+def check_kind(path: str, output: Path, option: str = "--output") -> None:
+    """Check that an input is there, and that its output can be of the same kind; an error names the option."""
+    from mmln_pipeline.images.series import SERIES_SUFFIXES, count_volumes
+
+    allowed = _suffixes(path) if _is_points(path) else IMAGE_SUFFIXES
+    if not output.name.endswith(allowed):
+        raise ValueError(f"{option}: expected a name that ends in {' or '.join(allowed)}, found '{output}'.")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"input {path}: no such file")
+    if count_volumes(path) > 1 and not output.name.endswith(SERIES_SUFFIXES):
+        raise ValueError(f"{option}: a series needs the suffix {' or '.join(SERIES_SUFFIXES)}, found '{output}'.")
 
 
 def _read_reference(text: str, spacing: Sequence[float] | None) -> Any:

@@ -51,6 +51,8 @@ def _add_register(subparsers: Any) -> None:
         "  mmln register --fixed A_T1w.nii.gz --moving B_T1w.nii.gz --output-dir out \\\n"
         "    --fixed-dseg A_dseg.nii.gz --moving-dseg B_dseg.nii.gz --labels structures28\n"
         "  mmln register -f MNI152NLin2009aSym -m B_T1w.nii.gz -o out/B_ --outputs moved,transform\n"
+        "  mmln register -f A_T1w.nii.gz -m B_T1w.nii.gz --output-dir out --apply-to B_T2w.nii.gz B_pial.surf.gii \\\n"
+        "    --apply-to-labels B_dseg.nii.gz\n"
         "  mmln register --pairs pairs.tsv --output-dir out --jobs 2",
     )
     masks = _add_pair(parser, required=False)
@@ -59,6 +61,24 @@ def _add_register(subparsers: Any) -> None:
         "--moving-lesion",
         metavar="MASK",
         help="lesion mask on the moving image's grid: it steers neither the linear start nor the refinement",
+    )
+    along = parser.add_argument_group("what else comes along")
+    along.add_argument(
+        "--apply-to",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="images, series, points, surfaces or tractograms in the moving image's space, as its own header says: "
+        "brought along by the same transform (linear), and written beside moved.nii.gz under their names",
+    )
+    along.add_argument(
+        "--apply-to-labels",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="the same for labels and masks (interpolation label)",
     )
     many = parser.add_argument_group("many pairs")
     many.add_argument(
@@ -115,8 +135,9 @@ def _add_apply(subparsers: Any) -> None:
         required=True,
         action="append",
         metavar="X",
-        help="ITK composite (.h5), affine (.mat, .txt, .tfm) or displacement field (.nii.gz); inverse:X or [X,1] for "
-        "its inverse; given again, in ANTs' order: the last one moves the image first",
+        help="ITK composite (.h5), affine (.mat, .txt, .tfm) or displacement field (.nii.gz), FreeSurfer's .lta or .x5 "
+        "(of FSL's files 'mmln convert' makes one); inverse:X or [X,1] for its inverse; given again, in ANTs' order: "
+        "the last one moves the image first",
     )
     parser.add_argument(
         "-r",

@@ -17,8 +17,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from mmln_pipeline.cli.applying import bring, check_kind
+
 FILES = ("fixed_dseg", "moving_dseg", "fixed_mask", "moving_mask", "moving_lesion")
 """What may belong to a pair beside its images."""
+ALONG = {"apply_to": "linear", "apply_to_labels": "label"}
+"""Options that name what comes along with the moving image, and how it is sampled."""
 _IMAGES = (".nii", ".nii.gz", ".mgz")
 
 
@@ -34,6 +38,8 @@ def run_register(options: argparse.Namespace) -> None:
     check_output_dir(folder, make=False)
     outputs = _parse_outputs(options.outputs)
     if options.pairs is not None:
+        for name in (name for name in ALONG if getattr(options, name)):
+            raise ValueError(f"{_flag(name)}: belongs to one pair, not to --pairs; use mmln apply.")
         _run_pairs(options, folder / prefix if prefix else folder, outputs)
         return
     missing = [name for name in ("fixed", "moving") if getattr(options, name) is None]
@@ -64,6 +70,7 @@ def _run_one(options: argparse.Namespace, folder: Path, prefix: str, outputs: Se
     from mmln_pipeline.registration.result import QualityWarning
     from mmln_pipeline.registration.settings import Settings
 
+    along = _list_along(options, folder, prefix)
     resolve_fixed(options)
     with show_stages() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # the same is printed below
@@ -84,6 +91,31 @@ def _run_one(options: argparse.Namespace, folder: Path, prefix: str, outputs: Se
     seconds, device = result.metrics["seconds"], result.metrics["device"]
     print(f"Time       {seconds['total'] + took:.1f} s (network {seconds['network']:.1f} s) on {device}")
     print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
+    for path, output, interpolation in along:
+        bring(path, output, result.transform, result.inverse, result.fixed, interpolation)
+
+
+def _list_along(options: argparse.Namespace, folder: Path, prefix: str) -> list[tuple[str, Path, str]]:
+    """Return each file that comes along with its output and interpolation, checked before any work."""
+    from mmln_pipeline.registration.result import OUTPUTS
+
+    found = []
+    taken = {f"{prefix}{name}": "a part of the result" for name in OUTPUTS.values()}
+    for option, interpolation in ALONG.items():
+        for path in getattr(options, option):
+            output = folder / f"{prefix}{Path(path).name}"
+            if output.name in taken:
+                raise ValueError(f"{_flag(option)}: '{path}' would be called like {taken[output.name]}: '{output}'.")
+            if output.exists() and Path(path).exists() and output.samefile(path):
+                raise ValueError(f"{_flag(option)}: '{path}' lies where its result goes; choose another folder.")
+            check_kind(path, output, _flag(option))
+            taken[output.name] = f"'{path}'"
+            found.append((path, output, interpolation))
+    return found
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _split_output(options: argparse.Namespace) -> tuple[Path, str]:

@@ -40,6 +40,22 @@ def why_not_same_space(image: Nifti1Image, reference: Nifti1Image) -> str | None
         return f"they lie on different grids and a header names no space (codes {codes[0]} and {codes[1]})"
     if codes[0] != codes[1] and not set(codes) <= set(SUBJECT_CODES):
         return f"their headers name different spaces (codes {codes[0]} and {codes[1]})"
+    return why_apart(image, reference)
+
+
+def why_apart(image: Nifti1Image, reference: Nifti1Image) -> str | None:
+    """Ask two headers whether the images show one part of a space that both are known to be in.
+
+    Parameters
+    ----------
+    image, reference : Nifti1Image
+        3-D images or series; only their headers are read.
+
+    Returns
+    -------
+    str or None
+        What speaks against it; None where the smaller field of view is covered by half at least.
+    """
     cover = max(_cover(image, reference), _cover(reference, image))
     if cover < MIN_COVER:
         return f"they cover different parts of the space ({100 * cover:.0f}% in common)"
@@ -81,6 +97,6 @@ def _cover(image: Nifti1Image, reference: Nifti1Image) -> float:
     """Return which share of an image's field of view lies inside another's."""
     steps = (np.arange(_LATTICE) + 0.5) / _LATTICE
     lattice = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
-    points = apply_affine(image.affine, lattice * image.shape[:3] - 0.5)
+    points = apply_affine(image.affine, lattice * np.array(image.shape[:3]) - 0.5)
     voxels = apply_affine(np.linalg.inv(reference.affine), points)
     return float(((voxels >= -0.5) & (voxels <= np.array(reference.shape[:3]) - 0.5)).all(axis=1).mean())

@@ -23,6 +23,8 @@ from mmln_pipeline.space.placement import warn_of_placement
 from mmln_pipeline.space.sampling import Sampler
 from mmln_pipeline.space.transforms import Transform
 
+SERIES_SUFFIXES = (".nii", ".nii.gz")
+"""How files of series that are written end."""
 Resample = Callable[[NDArray], NDArray]
 """Takes a volume to the reference's grid."""
 
@@ -73,8 +75,8 @@ def resample_series(
     ValueError
         If the output is no NIfTI file, or the input cannot be read to its end, is not made of finite real numbers.
     """
-    if not os.fspath(output).endswith((".nii", ".nii.gz")):
-        raise ValueError(f"{output}: a series needs the suffix .nii or .nii.gz")
+    if not os.fspath(output).endswith(SERIES_SUFFIXES):
+        raise ValueError(f"{output}: a series needs the suffix {' or '.join(SERIES_SUFFIXES)}")
     name = f"input image {path}"
     image: Any = nib.load(path)
     stored = image.get_data_dtype()

@@ -305,7 +305,8 @@ def _summary(
     label: str, qc: Mapping[str, Mapping[str, Any]], extra: Mapping[str, object], failures: Sequence[object]
 ) -> str:
     """Render the first section: facts, main scores, versions."""
-    facts = {"Subject": f"sub-{label}", "Images registered": str(len(qc)) if qc else "none"}
+    images = {content.get("t1w", name) for name, content in qc.items()}  # one may be registered to several templates
+    facts = {"Subject": f"sub-{label}", "Images registered": str(len(images) or "none")}
     for name, key in (("Template", "template"), ("Model", "model"), ("Device", "device")):
         found = dict.fromkeys(str(content[key]) for content in qc.values() if content.get(key) is not None)
         if found:

@@ -52,12 +52,13 @@ def write_template_page(
     facts : mapping of str to object
         What else to tell, by name.
     """
-    shown = {key: words for key, words in MEASURES.items() if key in table}
+    shown = {key: words for key, words in MEASURES.items() if key in table and table[key].notna().any()}
     count = int(table["brains"].iloc[-1])
     with tempfile.TemporaryDirectory() as scratch:
         svg = Path(scratch) / "figure.svg"
         plot_convergence(table, svg)
-        figures = [("Convergence over the iterations", _as_uri(svg))]
+        convergence = _as_uri(svg)
+        figures = []
         for title, (image, mask) in means.items():
             plot_mean(image, count, svg, mask=mask, title=title)
             figures.append((title, _as_uri(svg)))
@@ -70,6 +71,7 @@ def write_template_page(
             (int(row["iteration"]), ["" if pd.isna(row[key]) else write_number(row[key]) for key in shown])
             for _, row in table.iterrows()
         ],
+        convergence=convergence,
         figures=figures,
     )
     write_text(path, html)
@@ -85,13 +87,14 @@ def plot_convergence(table: pd.DataFrame, out_svg: str | Path) -> None:
     out_svg : path
         The file to write.
     """
-    shown = [key for key in MEASURES if key in table]
+    shown = [key for key in MEASURES if key in table and table[key].notna().any()]
     figure = Figure(figsize=(2.6 * len(shown), 2.2), facecolor="white", layout="constrained")
     for axes, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         known = table[table[key].notna()]
-        axes.plot(known["iteration"], known[key], marker="o", markersize=4, color=REGISTERED)
+        axes.plot(known["iteration"], known[key], marker="o", markersize=4, color=REGISTERED, clip_on=False)
         title, unit, _ = MEASURES[key]
         axes.set_title(f"{title}{f', {unit}' if unit else ''}", fontsize=9, color=INK)
+        axes.set_ylim(bottom=0)
         axes.set_xlim(-0.3, table["iteration"].max() + 0.3)
         axes.set_xticks(table["iteration"])
         axes.tick_params(labelsize=8, colors=INK)

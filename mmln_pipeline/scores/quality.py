@@ -83,7 +83,9 @@ class Check:
         for verdict, limit in (("fail", self.fail), ("look", self.look)):
             if (value < limit) if is_floor else (value > limit):
                 side = "below" if is_floor else "above"
-                return verdict, f"{self.name} {value:.3g} is {side} {limit:g}: {self.meaning}"
+                # As many digits as tell the two apart: not "0.62 is above 0.62".
+                digits = next((n for n in range(3, 9) if float(f"{value:.{n}g}") != limit), 9)
+                return verdict, f"{self.name} {value:.{digits}g} is {side} {limit:g}: {self.meaning}"
         return "pass", ""
 
 

@@ -121,12 +121,21 @@ def read_any(path: str | os.PathLike[str], fixed: Nifti1Image | None, moving: Ni
         return transform
     check_libraries(kind)
     if kind == "fsl" and (fixed is None or moving is None):
-        raise ValueError(f"transform {path}: of FSL, which means nothing without the fixed and the moving image")
+        raise ValueError(
+            f"transform {path}: of FSL, which means nothing without the fixed and the moving image; "
+            "'mmln convert' makes an ITK file of it"
+        )
     readers: dict[str, Callable[..., Transform]] = {"fsl": _read_fsl, "freesurfer": _read_lta, "x5": _read_x5}
     try:
         return readers[kind](path, fixed, moving)
     except (*UNREADABLE, AssertionError, LookupError, TypeError, AttributeError, NotImplementedError) as error:
         raise ValueError(f"transform {path}: not a readable file of {kind} ({explain(error)})") from error
+
+
+def read_alone(path: str | os.PathLike[str]) -> Transform:
+    """Read a transform of any tool whose files say all by themselves: ITK's, FreeSurfer's and X5; see `read_any`."""
+    is_itk = not Path(path).is_file() or find_format(Path(path)) == "itk"
+    return read_transform(path) if is_itk else read_any(path, None, None)
 
 
 def find_format(path: Path) -> str:
