@@ -72,9 +72,7 @@ def init_preproc_wf(
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
     brain_extraction = pe.Node(
-        BrainExtraction(
-            method=skull_strip, dark_share=dark_share, random_seed=random_seed, num_threads=omp_nthreads
-        ),
+        BrainExtraction(method=skull_strip, dark_share=dark_share, random_seed=random_seed, num_threads=omp_nthreads),
         name="brain_extraction",
         mem_gb=2,
     )

@@ -2,7 +2,7 @@
 
 A further stationary velocity field is composed behind the network's, so that the result is a diffeomorphism of the same
 kind. It has half the size of the images that it is optimised on: half-size images first, then full-size ones, which
-small deep structures need; of both only the box round the brains. Nothing is kept between pairs.
+small deep structures need. Nothing is kept between pairs.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adam import adam
 
 from mmln_pipeline.fields.integration import integrate
-from mmln_pipeline.fields.scales import downsample, halve_shape, resize_field
+from mmln_pipeline.fields.scales import halve_shape, resize_field
 from mmln_pipeline.refinement.pair_loss import PairLoss
 from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
 
@@ -65,20 +64,13 @@ def refine(
     counts = settings.count_steps(iterations)
     if not any(counts):
         return tuple(velocities)
-    shape = halve_shape(fixed.shape[2:])
-    box = _brain_box(fixed, moving, margin=settings.margin)
     with torch.no_grad():
-        start = _crop(integrate(velocities, shape), box)
-    fixed, moving = (_crop(image, box, 2) for image in (fixed, moving))
-    full = PairLoss.of(fixed, moving, start, None if weight is None else _crop(weight, box, 2), settings)
+        start = integrate(velocities, halve_shape(fixed.shape[2:]))
+    full = PairLoss.of(fixed, moving, start, weight, settings)
     refining = torch.zeros_like(start)
     for steps, loss in zip(counts, (full.halved(), full), strict=True):
         refining = _descend(loss, resize_field(refining, loss.start.shape[2:]), steps, progress)
-    if not refining.any():
-        return tuple(velocities)
-    around = [(along.start, n - along.stop) for along, n in zip(box, shape, strict=True)]
-    sides = [side for pair in reversed(around) for side in pair]  # the last axis first
-    return (*velocities, F.pad(refining, sides, mode="replicate"))
+    return (*velocities, refining) if refining.any() else tuple(velocities)
 
 
 def _descend(pair_loss: PairLoss, refining: Tensor, steps: int, progress: Report | None) -> Tensor:
@@ -117,21 +109,3 @@ def _descend(pair_loss: PairLoss, refining: Tensor, steps: int, progress: Report
                 maximize=False,
             )
     return best
-
-
-def _brain_box(*images: Tensor, margin: int) -> tuple[slice, ...]:
-    """Return where, with a margin, any image is above 0, axis by axis on the half-size grid; all where none is."""
-    inside = torch.stack([downsample(downsample(image)) > 0 for image in images]).flatten(0, -4).any(0)
-    box = []
-    half = halve_shape(images[0].shape[2:])
-    for axis, n in enumerate(inside.shape):
-        places = inside.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [0, n]
-        first, last = max(places[0] - margin, 0), places[-1] + 1 + margin
-        box.append(slice(2 * first, min(2 * last, half[axis])))
-    return tuple(box)
-
-
-def _crop(image: Tensor, box: Sequence[slice], scale: int = 1) -> Tensor:
-    """Return what of an image or field on the half-size grid, or one `scale` times as fine, lies in the box."""
-    i, j, k = (slice(scale * along.start, scale * along.stop) for along in box)
-    return image[:, :, i, j, k]

@@ -34,8 +34,6 @@ class RefinementSettings:
         start.
     gain : float, default=1e-4
         Share of the loss.
-    margin : int, default=2
-        Voxels of background that the box round the brains keeps, on quarter-size images.
     squarings : int, default=2
         Enough for so small a field while it is sought; the result is integrated as all others are.
 
@@ -56,7 +54,6 @@ class RefinementSettings:
     iterations: int = 26
     patience: int = 6
     gain: float = 1e-4
-    margin: int = 2
     squarings: int = 2
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ the field a transform in mm, and the transform resamples the native images once.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,18 +18,21 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+import torch.nn.functional as F
 from nibabel import Nifti1Image
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from mmln_pipeline import __version__, weights
 from mmln_pipeline.fields import topology, warping
-from mmln_pipeline.fields.integration import correct_inverse, integrate, taper
+from mmln_pipeline.fields.integration import TAPER_MARGIN, correct_inverse, integrate, taper
 from mmln_pipeline.fields.jacobian import jacobian_determinant
 from mmln_pipeline.images import volumes
 from mmln_pipeline.images.brain import Brain, check_size
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
 from mmln_pipeline.machine.parallel import at_once
+from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 from mmln_pipeline.refinement import descent
 from mmln_pipeline.refinement.parameters import DEFAULTS, RefinementSettings
@@ -42,6 +46,8 @@ from mmln_pipeline.space.transforms import Transform
 
 MIN_OVERLAP = 0.1
 """Share of the fixed brain that the linearly aligned moving brain must cover at least."""
+MARGIN = math.ceil(TAPER_MARGIN)
+"""Background round both brains that belongs to the registration, voxels: there the map fades to the identity."""
 
 
 def check(settings: Settings) -> None:
@@ -108,7 +114,7 @@ def run(
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):
         matrix = _linear_start(pair, settings)
-        network = _to_network_grid(pair, matrix, settings, model.config.grid)
+        network = _to_network_grid(pair, matrix, settings, model.config)
     with clock.stage("network"), torch.no_grad(), devices.autocast(device):
         images = network.fixed.to(device), network.moving.to(device)
         velocities = model(*images, finest=settings.refine == 0)
@@ -139,17 +145,26 @@ def run(
 
 @dataclass(frozen=True)
 class _NetworkInput:
-    """The pair as the network sees it: tensors (1, 1, I, J, K) in [0, 1] on `grid`, and the fixed brain."""
+    """The pair as the network sees it: a box of its grid that holds both brains.
+
+    Tensors (1, 1, I, J, K) in [0, 1] on `grid`, the fixed brain, and what of the network's grid lies beyond the box, in
+    voxels before and behind it along each axis.
+    """
 
     grid: Grid
     fixed: torch.Tensor
     moving: torch.Tensor
     brain: NDArray[np.bool_]
+    beyond: list[tuple[int, int]]
+
+    def on_whole_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor, its last axes those of the box, with zeros where its box ends and the network's grid not."""
+        return F.pad(tensor, [n for sides in reversed(self.beyond) for n in sides])
 
 
 @dataclass(frozen=True)
 class _Warp:
-    """The network's map and its inverse in voxels of the network grid, shape (1, 3, I, J, K), and their certificate."""
+    """The network's map and its inverse in voxels of the box, shape (1, 3, I, J, K), and their certificate."""
 
     forward: torch.Tensor
     backward: torch.Tensor
@@ -211,10 +226,10 @@ def _linear_start(pair: Pair, settings: Settings) -> NDArray[np.float64]:
 
 
 def _to_network_grid(
-    pair: Pair, matrix: NDArray[np.float64], settings: Settings, shape: tuple[int, int, int]
+    pair: Pair, matrix: NDArray[np.float64], settings: Settings, config: NetworkConfig
 ) -> _NetworkInput:
-    """Bring the pair onto the network grid; nothing is resampled when both images lie on it already."""
-    grid = volumes.network_grid(pair.fixed.intensities, pair.fixed.mask, shape)
+    """Bring the pair onto the network grid, then cut it to the brains; resampled is only what lies on another grid."""
+    grid = volumes.network_grid(pair.fixed.intensities, pair.fixed.mask, config.grid)
     fixed = _brain_on_grid(pair.fixed, grid, np.eye(4))
     moving = _brain_on_grid(pair.moving, grid, matrix)
     if pair.fixed.mask is None:
@@ -227,10 +242,21 @@ def _to_network_grid(
             f"The fixed and the moving image do not overlap with init '{settings.init_name}': the moving "
             f"image covers {100 * overlap:.0f}% of the fixed brain; use --init affine, or mend the headers."
         )
+    box = _box_round((fixed > 0) | (moving > 0), 2**config.levels)
     fixed_tensor, moving_tensor = (
-        torch.from_numpy(volumes.normalize_intensity(array))[None, None] for array in (fixed, moving)
+        torch.from_numpy(volumes.normalize_intensity(array[box]))[None, None] for array in (fixed, moving)
     )
-    return _NetworkInput(grid, fixed_tensor, moving_tensor, brain)
+    beyond = [(along.start, n - along.stop) for along, n in zip(box, grid.shape, strict=True)]
+    return _NetworkInput(grid.cut(box), fixed_tensor, moving_tensor, brain[box], beyond)
+
+
+def _box_round(inside: NDArray[np.bool_], step: int) -> tuple[slice, ...]:
+    """Return the box of what is inside and a margin, in whole voxels of the coarsest grid, `step` times as coarse."""
+    (box,) = find_objects(inside.astype(np.uint8))
+    return tuple(
+        slice(max(0, (along.start - MARGIN) // step * step), min(n, math.ceil((along.stop + MARGIN) / step) * step))
+        for along, n in zip(box, inside.shape, strict=True)
+    )
 
 
 def _brain_on_grid(brain: Brain, grid: Grid, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -341,9 +367,14 @@ def _score(
         fields, spacing = (warp.forward[0].numpy(), warp.backward[0].numpy()), network.grid.spacing.tolist()
         return {"inverse_consistency_mm": metrics.inverse_consistency(*fields, network.brain, spacing)}
 
+    def regularity() -> dict[str, Any]:
+        brain = network.on_whole_grid(torch.from_numpy(network.brain)).numpy()
+        inverted = None if warp.inverted is None else network.on_whole_grid(warp.inverted)
+        return evaluation.score_field(network.on_whole_grid(warp.forward), brain, inverted)
+
     parts = at_once(
         label_scores,
-        lambda: evaluation.score_field(warp.forward, network.brain, warp.inverted),
+        regularity,
         similarity,
         lambda: evaluation.score_contrast(fixed, moving) | evaluation.score_field_of_view(pair.moving.outline),
         lambda: overlap() | evaluation.score_affine(matrix),

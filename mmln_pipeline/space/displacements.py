@@ -81,7 +81,7 @@ def displacement_from_voxels(u_vox: np.ndarray, affine: np.ndarray) -> Displacem
     if u_vox.ndim != 4 or u_vox.shape[0] != 3:
         raise ValueError(f"displacement in voxels: expected shape (3, I, J, K), found {u_vox.shape}")
     matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
-    return DisplacementField(np.tensordot(u_vox, matrix.astype(np.float32), axes=(0, 1)), affine)
+    return DisplacementField(np.moveaxis(u_vox, 0, -1) @ matrix.T.astype(np.float32), affine)
 
 
 def displacement_to_voxels(field: DisplacementField) -> np.ndarray:

@@ -84,6 +84,11 @@ class Grid:
         i, j, k = shape.tolist()
         return Grid((i, j, k), self.affine @ from_matvec(np.diag(ratio), first))
 
+    def cut(self, window: Sequence[slice]) -> Grid:
+        """Return the grid of a window of voxels, a slice with start and stop for each axis."""
+        i, j, k = (along.stop - along.start for along in window)
+        return Grid((i, j, k), self.affine @ from_matvec(np.eye(3), [along.start for along in window]))
+
     def matches(self, other: Nifti1Image | Grid) -> bool:
         """Tell whether another grid has the same voxel centres, to within 0.01 mm at its corners."""
         return self.distance_mm(other) < _SAME_GRID_MM
