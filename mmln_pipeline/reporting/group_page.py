@@ -94,7 +94,7 @@ def write_group_report(
         "group.html",
         scripts=("filters.js", "plots.js", "group.js"),
         data=data,
-        title=f"Registration of {_count(len(rows), 'image')} to {template}",
+        title=f"Registration of {_count(len(table.rows), 'image')} to {template}",
         facts=_facts(table, template, t1w, log_jacobian),
         verdicts={verdict: len(scans) for verdict, scans in table.verdicts.items()},
         doubtful=_doubtful_rows(table),
@@ -116,7 +116,7 @@ def write_group_report(
     if has_sheet and thumbnails is not None and t1w.mean is not None:
         outline = thumbnails.outline(t1w.mean, _common_brain(t1w) or t1w.mean)
         verdicts = {scan: str(row.get(VERDICT) or "") for scan, row in table.rows.items()}
-        title = f"Contact sheet of {_count(len(rows), 'image')} in the space of {template}"
+        title = f"Contact sheet of {_count(len(table.rows), 'image')} in the space of {template}"
         small = {key: value for key, value in data.items() if key != "scores"}
         write_contact_sheet(
             sheet, title, small, thumbnails, outline, list(table.rows), verdicts, links, Path(path).name

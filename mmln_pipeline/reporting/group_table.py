@@ -287,7 +287,7 @@ def group_tables(records: Mapping[str, Mapping[str, Any]]) -> dict[str, GroupTab
     return {template: GroupTable(own) for template, own in rows.items()}
 
 
-def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
+def page_rows(table: GroupTable) -> tuple[list[str], Iterator[tuple[str, list[tuple[str, str]]]]]:
     """Return the columns and rows that the page shows: main scores, and text in which the scans differ.
 
     Parameters
@@ -299,7 +299,7 @@ def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[
     -------
     columns : list of str
         Their names, after that of the scan.
-    rows : list of (str, list of (str, str))
+    rows : iterator of (str, list of (str, str))
         The scan, and of each cell its text and its value for sorting (empty where it is missing).
     """
     shown = [("QC", VERDICT, "")] * bool(table.verdicts)
@@ -307,10 +307,10 @@ def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[
     if table.numbers(SECONDS):
         shown.append(("Seconds", SECONDS, ".1f"))
     shown += [(name.replace("_", " "), name, "") for name in table.differing]
-    rows = []
-    for scan, row in table.rows.items():
-        cells = [(write_number(row.get(name), digits), _sort_key(row.get(name))) for _, name, digits in shown]
-        rows.append((scan, cells))
+    rows = (
+        (scan, [(write_number(row.get(name), digits), _sort_key(row.get(name))) for _, name, digits in shown])
+        for scan, row in table.rows.items()
+    )
     return [name for name, _, _ in shown], rows
 
 
