@@ -15,7 +15,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives.filenames import QC_ENDING, derivative_paths, std_labels_path, volumes_glob
 from mmln_pipeline.derivatives.scans import Scan, common_stem
 from mmln_pipeline.registration.result import describe_doubt
-from mmln_pipeline.reporting.group_table import Value, flatten
+from mmln_pipeline.reporting.group_table import LEFT_OUT, Value, flatten
 
 IMAGES = ("t1w_std", "log_jacobian")
 RAW_ENDINGS = ("_T1w.nii.gz", "_T1w.nii")
@@ -200,7 +200,8 @@ def _read_tsv(path: Path) -> dict[str, Value]:
     rows = pd.read_csv(path, sep="\t", **options).astype(object).to_dict("records")
     if len(rows) != 1:
         raise ValueError(f"expected one row, found {len(rows)}")
-    return flatten({name: value for name, value in rows[0].items() if not name.startswith("versions_")})
+    left_out = tuple(f"{name}_" for name in LEFT_OUT)
+    return flatten({name: value for name, value in rows[0].items() if not name.startswith(left_out)})
 
 
 def _check_template(config: Config, results: Results, template: str) -> None:

@@ -77,18 +77,17 @@ def write_group(config: Config, template: str, results: Results) -> None:
         What the participant level left.
     """
     root = config.output_dir
-    table = GroupTable(add_agreement(results.records, label_agreement(results.labels)))
+    results.records = add_agreement(results.records, label_agreement(results.labels))
+    table = GroupTable(results.records)
     thumbnails = Thumbnails()
     t1w = average_images(results.images["t1w_std"], normalize_intensity, thumbnails.add)
     log_jacobian = average_images(results.images["log_jacobian"])
-    volumes, unread = join_volumes(results.volumes)
-    missing = [*results.missing, *_name_refused(results, t1w, log_jacobian), *sorted(unread.items())]
     write_bidsignore(root)
+    unread = _write_volumes(root, results)
+    missing = [*results.missing, *_name_refused(results, t1w, log_jacobian), *sorted(unread.items())]
     _write_images(root, template, results, t1w, log_jacobian)
     table_name, page_name, sheet_name = _group_names(root, template)
     put_text(table.to_tsv(), root / table_name)
-    if len(volumes):
-        put_text(volumes.to_csv(sep="\t", index=False, lineterminator="\n"), root / filenames.GROUP_VOLUMES)
     reports = {scan: filenames.report_name(scan.split("_")[0].removeprefix("sub-")) for scan in table.rows}
     write_group_report(
         root / page_name,
@@ -112,6 +111,14 @@ def write_group(config: Config, template: str, results: Results) -> None:
     print(f"images: {len(table.rows)}; outliers: {unusual or 'none'}")
     print(f"quality check: {_list_verdicts(table)}")
     print(root / page_name)
+
+
+def _write_volumes(root: Path, results: Results) -> dict[str, str]:
+    """Write the volumes of all labels, where there are any; return why a table could not be read, by its name."""
+    volumes, refused = join_volumes(results.volumes)
+    if len(volumes):
+        put_text(volumes.to_csv(sep="\t", index=False, lineterminator="\n"), root / filenames.GROUP_VOLUMES)
+    return refused
 
 
 def _refresh_reports(root: Path, table: GroupTable) -> None:

@@ -1,6 +1,7 @@
 """Nodes as SLURM jobs: what each needs is asked for, a dead job costs its own scan, and none outlives the run.
 
-Nipype's `SLURMPlugin` does the rest. What it gets wrong was seen in 1.11.0, with SLURM 22.05: see `SlurmJobs`.
+Nipype's `SLURMPlugin` does the rest. What it gets wrong was seen in 1.11.0, with SLURM 22.05: see `SlurmJobs`. The
+code of 1.12.0 is the same.
 """
 
 import math
@@ -99,9 +100,9 @@ class SlurmError(Exception):
 class ListedTracebacks:
     """Mend the crash reports of Nipype's plugins for schedulers.
 
-    In Nipype 1.11.0 `SGELikeBatchManagerBase._get_result` and `DistributedPluginBase._clean_queue` pass the traceback
-    on as one text, while `report_crash` adds a list to it. The first job that dies so ends the whole run with
-    `TypeError: can only concatenate str (not "list") to str`, and no crash file says which node it was.
+    In Nipype 1.12.0 (and before) `SGELikeBatchManagerBase._get_result` and `DistributedPluginBase._clean_queue` pass
+    the traceback on as one text, while `report_crash` adds a list to it. The first job that dies so ends the whole run
+    with `TypeError: can only concatenate str (not "list") to str`, and no crash file says which node it was.
     """
 
     def _report_crash(self, node, result=None):
@@ -111,7 +112,7 @@ class ListedTracebacks:
 
 
 class SlurmJobs(ListedTracebacks, SLURMPlugin):
-    """Nipype's plugin for SLURM, mended where it fails users (as of Nipype 1.11.0).
+    """Nipype's plugin for SLURM, mended where it fails users (as of Nipype 1.12.0).
 
     - A node's processors, memory and GPU go to `sbatch`, which got none of them, and a time limit.
     - A job that was killed, or ran out of memory or time, is told by its number, its state and its log; it was found

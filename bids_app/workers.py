@@ -27,7 +27,7 @@ LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
 class WorkerPool(MultiProcPlugin):
     """Nipype's MultiProc with a process pool of its own for each worker.
 
-    In Nipype 1.11.0 (and before) all workers share one `ProcessPoolExecutor`. When the system kills one of them,
+    In Nipype 1.12.0 (and before) all workers share one `ProcessPoolExecutor`. When the system kills one of them,
     Python ends the others and fails every node that was running; the next one cannot be submitted, and `run` ends
     with `BrokenProcessPool`. In pools of one process, a death concerns the node that ran in it; the others do not
     notice. Workers are fresh processes (none inherits threads or CUDA) and are used again.

@@ -179,6 +179,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(("text", "is_same"), [("old", True), ("new", False)])
+def test_a_file_that_would_not_change_can_be_left(tmp_path, text, is_same):
+    path = write_text(tmp_path / "a.json", "old")
+    before = path.stat().st_ino
+    with atomic_path(path, keep_same=True) as temporary:
+        temporary.write_text(text)
+    assert path.read_text() == text and (path.stat().st_ino == before) == is_same
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_brain_mask_fills_holes_and_drops_specks_and_traces():
     image = ball()
     data = np.array(image.dataobj)

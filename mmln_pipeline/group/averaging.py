@@ -66,14 +66,14 @@ def average_images(
     Average
         Mean, standard deviation and support on the common grid.
     """
-    headers, refused = _read_headers(paths)
-    if not headers:
+    grids, refused = _read_grids(paths)
+    if not grids:
         return Average(refused=refused)
-    grid = on_most_common_grid(list(headers.values()))
-    moments, support, names = RunningMoments(Grid.of(grid).shape), np.zeros(grid.shape[:3], np.uint32), []
-    for name, image in headers.items():
+    grid = on_most_common_grid(list(grids.values()))
+    moments, support, names = RunningMoments(grid.shape), np.zeros(grid.shape, np.uint32), []
+    for name in grids:
         try:
-            array = _read_array(image, grid)
+            array = _read_array(paths[name], grid)
             array = array if prepare is None else prepare(array)
             moments.add(array)
         except UNREADABLE as error:
@@ -92,26 +92,26 @@ def average_images(
     return Average(tuple(names), refused, mean, sd, new_image(share, grid))
 
 
-def _read_headers(paths: Mapping[str, Path]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Open each file without reading its voxels; return the images, and why some are none."""
-    headers: dict[str, Any] = {}
+def _read_grids(paths: Mapping[str, Path]) -> tuple[dict[str, Grid], dict[str, str]]:
+    """Read the grid of each image from its header; return them, and why some have none."""
+    grids: dict[str, Grid] = {}
     refused: dict[str, str] = {}
     for name, path in paths.items():
         try:
             image: Any = nib.load(path)
-            Grid.of(image)
-            headers[name] = image
+            grids[name] = Grid.of(image)
         except UNREADABLE as error:
             refused[name] = f"cannot be read ({' '.join(str(error).split())})"
-    return headers, refused
+    return grids, refused
 
 
-def _read_array(image: Nifti1Image, grid: Nifti1Image) -> np.ndarray:
+def _read_array(path: Path, grid: Grid) -> np.ndarray:
     """Read an image's voxels, float32, after checking that they lie on the grid and are finite."""
+    image: Any = nib.load(path)
     if image.shape != grid.shape:
         raise ValueError(f"lies on another grid {image.shape} than most images {grid.shape}")
-    if not Grid.of(grid).matches(image):
-        raise ValueError(f"lies on another grid than most images: {Grid.of(grid).describe_difference(image)}")
+    if not grid.matches(image):
+        raise ValueError(f"lies on another grid than most images: {grid.describe_difference(image)}")
     array = np.asanyarray(image.dataobj, dtype=np.float32)
     n_bad = array.size - np.count_nonzero(np.isfinite(array))
     if n_bad:

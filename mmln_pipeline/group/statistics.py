@@ -48,9 +48,11 @@ class RunningMoments:
         if array.shape != self.mean.shape:
             raise ValueError(f"array: expected shape {self.mean.shape}, found {array.shape}")
         self.count += 1
-        difference = array - self.mean
-        self.mean += difference / self.count
-        self._squares += difference * (array - self.mean)
+        for start in range(len(array)):  # plane by plane: a whole image's differences are as large as the moments
+            plane = slice(start, start + 1)
+            difference = array[plane] - self.mean[plane]
+            self.mean[plane] += difference / self.count
+            self._squares[plane] += difference * (array[plane] - self.mean[plane])
 
     @property
     def sd(self) -> np.ndarray:
@@ -63,7 +65,8 @@ class RunningMoments:
         """
         if self.count < 2:
             raise ValueError(f"standard deviation: expected at least 2 arrays, found {self.count}")
-        return np.sqrt(self._squares / (self.count - 1))
+        variance = self._squares / (self.count - 1)
+        return np.sqrt(variance, out=variance)
 
 
 def robust_distances(values: Sequence[float] | np.ndarray) -> np.ndarray:

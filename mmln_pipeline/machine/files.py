@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from filecmp import cmp
 from pathlib import Path
 
 POINTERS = (b"/annex/objects/", b"version https://git-lfs")
@@ -14,7 +15,7 @@ POINTERS = (b"/annex/objects/", b"version https://git-lfs")
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], *, keep_same: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces the target when the block ends well.
 
     The temporary file lies in the target's folder (made if absent) and keeps its name's ending, so that
@@ -24,6 +25,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     ----------
     path : path-like
         The file to be made or replaced.
+    keep_same : bool, default=False
+        Leave a target untouched that holds the same bytes already.
 
     Yields
     ------
@@ -40,7 +43,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{uuid.uuid4().hex[:8]}-{target.name}")
     try:
         yield temporary
-        os.replace(temporary, target)
+        if not (keep_same and target.is_file() and cmp(temporary, target, shallow=False)):
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 

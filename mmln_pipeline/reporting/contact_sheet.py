@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from contourpy import contour_generator
@@ -13,7 +14,7 @@ from nibabel import Nifti1Image
 from numpy.typing import NDArray
 
 from mmln_pipeline.images.thumbnails import Frame, frame_brain, lay_out_planes, to_data_uri
-from mmln_pipeline.reporting.rendering import render_page
+from mmln_pipeline.reporting.rendering import write_page
 
 TISSUE_LEVEL = 0.6
 """Of the mean image's 99th percentile: about the border of the white matter."""
@@ -72,7 +73,8 @@ def _trace(picture: NDArray, level: float) -> str:
     return "".join("M" + "L".join(f"{x + 0.5:.1f} {y + 0.5:.1f}" for x, y in line) for line in lines if len(line) > 4)
 
 
-def render_contact_sheet(
+def write_contact_sheet(
+    path: Path,
     title: str,
     data: Mapping[str, object],
     thumbnails: Thumbnails,
@@ -81,11 +83,13 @@ def render_contact_sheet(
     verdicts: Mapping[str, str],
     links: Mapping[str, str],
     group_page: str,
-) -> str:
-    """Compose the page.
+) -> None:
+    """Write the page, unless it is there as it should be.
 
     Parameters
     ----------
+    path : Path
+        The page.
     title : str
         Its title.
     data : mapping
@@ -100,15 +104,11 @@ def render_contact_sheet(
         Verdict and address of the report, by image.
     group_page : str
         Address of the group's page.
-
-    Returns
-    -------
-    str
-        HTML.
     """
     numbered = [(at, scan) for at, scan in enumerate(scans) if scan in thumbnails.pictures]
     subjects = [(subject, list(own)) for subject, own in groupby(numbered, key=lambda item: item[1].split("_")[0])]
-    return render_page(
+    write_page(
+        path,
         "contact_sheet.html",
         scripts=("filters.js", "sheet.js"),
         data=data,

@@ -14,9 +14,8 @@ from nibabel import Nifti1Image
 
 from mmln_pipeline import __version__
 from mmln_pipeline.group.averaging import Average
-from mmln_pipeline.machine.files import write_text
 from mmln_pipeline.reporting import group_figures, interactive
-from mmln_pipeline.reporting.contact_sheet import Thumbnails, render_contact_sheet
+from mmln_pipeline.reporting.contact_sheet import Thumbnails, write_contact_sheet
 from mmln_pipeline.reporting.group_table import (
     MAX_DISTANCE,
     MIN_SCANS,
@@ -27,7 +26,7 @@ from mmln_pipeline.reporting.group_table import (
     column,
     page_rows,
 )
-from mmln_pipeline.reporting.rendering import render_page, svg_uri
+from mmln_pipeline.reporting.rendering import svg_uri, write_page
 from mmln_pipeline.reporting.shown_scores import ADVICE, Score, write_number
 from mmln_pipeline.space.grids import new_image
 
@@ -90,11 +89,12 @@ def write_group_report(
     columns, rows = page_rows(table)
     data = interactive.collect(table, links, participants)
     has_sheet = bool(thumbnails and thumbnails.pictures and t1w.mean is not None)
-    html = render_page(
+    write_page(
+        Path(path),
         "group.html",
         scripts=("filters.js", "plots.js", "group.js"),
         data=data,
-        title=f"Registration of {_count(len(rows), 'image')} to {template}",
+        title=f"Registration of {_count(len(table.rows), 'image')} to {template}",
         facts=_facts(table, template, t1w, log_jacobian),
         verdicts={verdict: len(scans) for verdict, scans in table.verdicts.items()},
         doubtful=_doubtful_rows(table),
@@ -112,25 +112,17 @@ def write_group_report(
         table_name=table_name,
         table_source=Markup("data:text/tab-separated-values;base64," + _base64(table.to_tsv().encode("utf-8"))),
     )
-    _put(Path(path), html)
     sheet = Path(path).with_name(sheet_name)
     if has_sheet and thumbnails is not None and t1w.mean is not None:
         outline = thumbnails.outline(t1w.mean, _common_brain(t1w) or t1w.mean)
         verdicts = {scan: str(row.get(VERDICT) or "") for scan, row in table.rows.items()}
-        title = f"Contact sheet of {_count(len(rows), 'image')} in the space of {template}"
+        title = f"Contact sheet of {_count(len(table.rows), 'image')} in the space of {template}"
         small = {key: value for key, value in data.items() if key != "scores"}
-        _put(
-            sheet,
-            render_contact_sheet(title, small, thumbnails, outline, list(table.rows), verdicts, links, Path(path).name),
+        write_contact_sheet(
+            sheet, title, small, thumbnails, outline, list(table.rows), verdicts, links, Path(path).name
         )
     elif sheet_name:
         sheet.unlink(missing_ok=True)
-
-
-def _put(path: Path, html: str) -> None:
-    """Write a page, unless it is there as it should be."""
-    if not path.is_file() or path.read_bytes() != html.encode("utf-8"):
-        write_text(path, html)
 
 
 def _draw(

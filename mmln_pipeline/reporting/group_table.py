@@ -43,8 +43,8 @@ WATCHED = {
 STRUCTURE_PREFIX = "dice_per_label_"
 AGREEMENT = "label_agreement"
 AGREEMENT_PREFIX = f"{AGREEMENT}_per_label_"
-# Known from the scan's name, of no use in a table, or not one value a scan.
-LEFT_OUT = ("subject", "session", "versions")
+# Known from the scan's name, of no use in a table, or named after the scan's own files (a column for each scan).
+LEFT_OUT = ("subject", "session", "versions", "input_sha256")
 SECONDS = "seconds_total"
 VERDICT, REASONS = "qc_verdict", "qc_reasons"
 LONG = re.compile(r"\S:|\S{33}")  # addresses and checksums: too long for the page's table
@@ -251,11 +251,11 @@ class GroupTable:
         unusual: dict[str, list[str]] = {}
         for outlier in self.outliers:
             unusual.setdefault(outlier.scan, []).append(column(outlier.score.after))
-        lines = [["participant_id", "session_id", "scan", *self.columns, "outlier_scores"]]
+        lines = ["\t".join(["participant_id", "session_id", "scan", *self.columns, "outlier_scores"])]
         for scan, row in self.rows.items():
             values = [_write_cell(row.get(name)) for name in self.columns]
-            lines.append([*scan_labels(scan), scan, *values, ",".join(unusual.get(scan, [])) or MISSING])
-        return "".join("\t".join(line) + "\n" for line in lines)
+            lines.append("\t".join([*scan_labels(scan), scan, *values, ",".join(unusual.get(scan, [])) or MISSING]))
+        return "\n".join([*lines, ""])
 
     def _outliers_of(self, score: Score) -> Iterator[Outlier]:
         """Yield the scans that stand out in one score."""
@@ -287,7 +287,7 @@ def group_tables(records: Mapping[str, Mapping[str, Any]]) -> dict[str, GroupTab
     return {template: GroupTable(own) for template, own in rows.items()}
 
 
-def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[str, str]]]]]:
+def page_rows(table: GroupTable) -> tuple[list[str], Iterator[tuple[str, list[tuple[str, str]]]]]:
     """Return the columns and rows that the page shows: main scores, and text in which the scans differ.
 
     Parameters
@@ -299,7 +299,7 @@ def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[
     -------
     columns : list of str
         Their names, after that of the scan.
-    rows : list of (str, list of (str, str))
+    rows : iterator of (str, list of (str, str))
         The scan, and of each cell its text and its value for sorting (empty where it is missing).
     """
     shown = [("QC", VERDICT, "")] * bool(table.verdicts)
@@ -307,10 +307,10 @@ def page_rows(table: GroupTable) -> tuple[list[str], list[tuple[str, list[tuple[
     if table.numbers(SECONDS):
         shown.append(("Seconds", SECONDS, ".1f"))
     shown += [(name.replace("_", " "), name, "") for name in table.differing]
-    rows = []
-    for scan, row in table.rows.items():
-        cells = [(write_number(row.get(name), digits), _sort_key(row.get(name))) for _, name, digits in shown]
-        rows.append((scan, cells))
+    rows = (
+        (scan, [(write_number(row.get(name), digits), _sort_key(row.get(name))) for _, name, digits in shown])
+        for scan, row in table.rows.items()
+    )
     return [name for name, _, _ in shown], rows
 
 

@@ -13,7 +13,11 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
+from mmln_pipeline.machine.files import atomic_path
+
 TEMPLATES = Path(__file__).parent / "templates"
+_BUFFERED = 1000
+"""Pieces of a page that are written at once."""
 
 
 @cache
@@ -31,11 +35,17 @@ def svg_uri(svg: str | Path) -> Markup:
     return Markup("data:image/svg+xml," + quote(text, safe=" !$'*+,-./:;=?@[]^_`{|}~"))
 
 
-def render_page(template: str, *, scripts: Sequence[str], data: Mapping[str, object], **content: object) -> str:
-    """Render a template with its scripts and the data that they read.
+def write_page(
+    path: Path, template: str, *, scripts: Sequence[str], data: Mapping[str, object], **content: object
+) -> None:
+    """Write a template with its scripts and the data that they read; a file that would not change is left untouched.
+
+    It is written as it is rendered: the page of ten thousand images is never in memory as a whole.
 
     Parameters
     ----------
+    path : Path
+        The HTML file; the script is named by its hash in the page's policy.
     template : str
         Name of a file in `templates`; it escapes what it is given.
     scripts : sequence of str
@@ -44,17 +54,15 @@ def render_page(template: str, *, scripts: Sequence[str], data: Mapping[str, obj
         What they find, as JSON, in the element `data`.
     **content
         What else the template shows.
-
-    Returns
-    -------
-    str
-        HTML; the script is named by its hash in the page's policy.
     """
     script = "\n".join((TEMPLATES / name).read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return load_template(template).render(
+    pieces = load_template(template).stream(
         script=Markup(script), script_hash=Markup(f"sha256-{digest}"), data=_embed(data), **content
     )
+    pieces.enable_buffering(_BUFFERED)
+    with atomic_path(path, keep_same=True) as temporary:
+        pieces.dump(str(temporary), encoding="utf-8")
 
 
 def _embed(data: Mapping[str, object]) -> Markup:

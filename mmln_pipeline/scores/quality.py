@@ -182,10 +182,11 @@ CHECKS = (
     Check(
         name="SD of the log-Jacobian in the brain",
         path=("sdlogj",),
-        look=0.62,
+        look=0.65,
         fail=1.20,
         meaning="the warp squeezes and stretches far more than brains differ, or it makes up for a wrong alignment",
-        source="0.49 to 0.54 on good pairs, 0.67 and 0.77 after an affine 10 and 25 degrees off (Leow 2007)",
+        source="0.49 to 0.56 (oasis) and 0.61 to 0.64 (ds002748) on good training scans, 0.67 and 0.77 after an affine "
+        "10 and 25 degrees off (Leow 2007)",
     ),
     Check(
         name="inverse consistency error, mm",
