@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from mmln_pipeline.fields.integration import exponentiate
 from mmln_pipeline.fields.scales import downsample, fold, resize_field
 from mmln_pipeline.fields.warping import compose, warp, warp_corners
+from mmln_pipeline.machine.parallel import at_once
 from mmln_pipeline.network.losses import (
     similarity_loss,
     smoothness_loss,
@@ -71,9 +72,7 @@ class PairLoss:
         -------
         PairLoss
         """
-        fixed_maps, moving_maps = (
-            downsample(torch.cat([depth_map(shares), shares], 1)) for shares in map(tissue_maps, (fixed, moving))
-        )
+        fixed_maps, moving_maps = at_once(*(partial(_list_maps, image) for image in (fixed, moving)))
         folded_weight = None if weight is None else fold(weight)
         return cls(fold(fixed), moving, fixed_maps, moving_maps, start, folded_weight, settings)
 
@@ -123,3 +122,9 @@ class PairLoss:
         overlap = soft_dice_loss(fixed_shares, shares, self.block_weight)
         apart = squared_difference_loss(fixed_depth, depth, self.depth_weight)
         return self.settings.tissues * overlap + self.settings.depth * apart
+
+
+def _list_maps(image: Tensor) -> Tensor:
+    """Return the maps of an image, shape (1, 4, I/2, J/2, K/2): depth, and the shares of three tissues."""
+    shares = tissue_maps(image)
+    return downsample(torch.cat([depth_map(shares), shares], 1))

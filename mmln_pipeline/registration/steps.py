@@ -231,8 +231,9 @@ def _to_network_grid(
 ) -> _NetworkInput:
     """Bring the pair onto the network grid, then cut it to the brains; resampled is only what lies on another grid."""
     grid = volumes.network_grid(pair.fixed.intensities, pair.fixed.mask, config.grid)
-    fixed = _brain_on_grid(pair.fixed, grid, np.eye(4))
-    moving = _brain_on_grid(pair.moving, grid, matrix)
+    fixed, moving = at_once(
+        partial(_brain_on_grid, pair.fixed, grid, np.eye(4)), partial(_brain_on_grid, pair.moving, grid, matrix)
+    )
     if pair.fixed.mask is None:
         brain = fixed > 0
     else:
@@ -375,8 +376,8 @@ def _score(
 
     parts = at_once(
         label_scores,
-        regularity,
         similarity,
+        regularity,
         lambda: evaluation.score_contrast(fixed, moving) | evaluation.score_field_of_view(pair.moving.outline),
         lambda: overlap() | evaluation.score_affine(matrix),
         consistency,

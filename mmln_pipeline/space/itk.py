@@ -34,7 +34,7 @@ FIELD_SUFFIXES = (".nii", ".nii.gz")
 # Finer than any registration; zero low bits let gzip take a third off the file.
 _FILE_STEPS_PER_MM = 8192
 _GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-_CHUNK = 3 * 160 * 16
+_CHUNK = 3 * 160 * 256  # half a megabyte, half of what HDF5 keeps of a dataset while it reads
 # Images seldom have voxels there. At points that are all voxels of the field, nitransforms looks the field up without
 # regard to its size: beyond it, that fails or takes the value of another place.
 _OFF_VOXELS = 1 / 512
