@@ -72,7 +72,7 @@ def score(model: MMLN, config: TrainConfig) -> dict[str, float]:
     """
     volumes = load_pack(Path(config.data.pack), "validation", CPU, config.data.halvings)
     levels = max(level for stage in config.stages for level in stage.levels)
-    fixed, moving = (volume.image[None].float() / 255 for volume in next(validation_pairs(volumes)))
+    fixed, moving = (volume.image[None].float() / 255 for volume in validation_pairs(volumes)[0])
     with autocast(CPU):
         scores = validate(model, volumes, levels)
         begin = time.perf_counter()

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -41,7 +40,6 @@ CHECKPOINT = "checkpoint.pt"
 SAVE_SECONDS = 120.0
 VALIDATIONS = 4
 """Times that the last phase is validated."""
-VALIDATION_PAIRS = 12
 WARM_UP = 0.05
 """Share of a phase in which the learning rate rises."""
 PARTS = 1000
@@ -280,7 +278,7 @@ class _Run:
         """Score the averaged weights and keep them where they are the best; without labels the last are."""
         network = self.averaged.module.eval()
         scores = []
-        for fixed, moving in islice(validation_pairs(self.validation), VALIDATION_PAIRS):
+        for fixed, moving in validation_pairs(self.validation):
             with autocast(self.device):
                 displacement = self.trainee.predict(network, fixed.scaled, moving.scaled)
             moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().int()

@@ -161,17 +161,21 @@ class StageConfig:
         Steps at the beginning during which the losses do not reach the levels that are not taught (default: all).
     window : tuple of int, optional
         Train the finest level on wandering sub-volumes of this size; empty for the whole grid.
+    learning_rate : float, optional
+        The stage's own; 0 for that of `optimization`.
     """
 
     levels: tuple[int, ...]
     steps: int
     frozen_steps: int = -1
     window: tuple[int, ...] = ()
+    learning_rate: float = 0.0
 
     def __post_init__(self) -> None:
         _expect(self.steps >= 1, "stages: steps", "at least 1", self.steps)
         is_size = len(self.window) in (0, 3) and all(n > 0 and n % 2 == 0 for n in self.window)
         _expect(is_size, "stages: window", "three even sizes, or none", list(self.window))
+        _expect(self.learning_rate >= 0, "stages: learning_rate", "a number of at least 0", self.learning_rate)
 
     def is_frozen(self, step: int) -> bool:
         """Return whether a step, from 0, leaves the levels that are not taught as they are."""

@@ -18,6 +18,8 @@ from mmln_pipeline.training.config import DataConfig
 INDEX = "pack.json"
 WAY = (0.2, 0.8)
 """How far a brain may go towards another, of the whole way."""
+MOST_PAIRS = 20
+"""Validation pairs at most: five people's."""
 
 Align = Callable[[Tensor, Tensor], Tensor]
 """From a fixed and a moving image, each of shape (1, 1, I, J, K), to a velocity field of shape (1, 3, i, j, k)."""
@@ -87,12 +89,13 @@ def load_pack(folder: Path, split: str, device: torch.device, halvings: int = 0)
     return volumes
 
 
-def validation_pairs(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, Volume]]:
-    """Yield every ordered (fixed, moving) pair of labelled scans of two people."""
-    for fixed in volumes:
-        for moving in volumes:
-            if fixed.person != moving.person and fixed.is_labelled and moving.is_labelled:
-                yield fixed, moving
+def validation_pairs(volumes: Sequence[Volume]) -> list[tuple[Volume, Volume]]:
+    """Return ordered (fixed, moving) pairs of labelled scans of two people: all, or each scan with its next ones."""
+    labelled = [volume for volume in volumes if volume.is_labelled]
+    count = len(labelled)
+    places = [(n, (n + shift) % count) for shift in range(1, count) for n in range(count)]
+    pairs = [(labelled[n], labelled[m]) for n, m in places if labelled[n].person != labelled[m].person]
+    return pairs[:MOST_PAIRS]
 
 
 def neighbouring_pairs(volumes: Sequence[Volume]) -> Iterator[tuple[Volume, Volume]]:

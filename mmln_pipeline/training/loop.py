@@ -119,7 +119,7 @@ def train(config_path: str | Path, minutes: float | None = None, device: str = "
     check_initial_weights(config)
     if resume and (output / CHECKPOINT).is_file():
         check_checkpoint(output / CHECKPOINT, config)
-    fabric = start_fabric(torch_device)
+    fabric = start_fabric(torch_device, config)
     with fabric.rank_zero_first():
         pack = build_pack(config, root)
     output.mkdir(parents=True, exist_ok=True)
@@ -147,10 +147,12 @@ def check_initial_weights(config: TrainConfig) -> None:
 
 
 def check_checkpoint(path: Path, config: TrainConfig) -> None:
-    """Check that a checkpoint was made with a configuration, as far as it decides what comes out.
+    """Check that a checkpoint was made with a configuration, as far as it decides what comes out, and has its weights.
 
     Raises
     ------
+    FileNotFoundError
+        When the weights of the best validation are not beside it.
     ValueError
         When the network, the loss, the data or the seed differ.
     """
@@ -165,6 +167,9 @@ def check_checkpoint(path: Path, config: TrainConfig) -> None:
                 f"{path} was made with another configuration: {key} is {theirs!r} there "
                 f"and {ours!r} here; give another output_dir, or delete the file to start afresh"
             )
+    best = path.parent / f"{config.name}.safetensors"
+    if content["progress"]["scores"] and not best.is_file():
+        raise FileNotFoundError(f"{path} wants the weights of the best validation so far beside it, found no {best}")
 
 
 class Trainer:
@@ -283,7 +288,7 @@ class Trainer:
         generator = np.random.default_rng([self.config.seed, stage, step])
         batch = self._draw(stage, step)
         for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate(step, plan.steps)
+            group["lr"] = self._learning_rate(step, plan)
         maps = objective.maps(batch.fixed, batch.moving, batch.labels, generator)
         pairs = self.model.pyramid(batch.fixed, batch.moving)
         runs = self.config.network.runs(self.config.taught(stage))
@@ -330,15 +335,21 @@ class Trainer:
         self.fabric.backward(loss)
         weights = [w for group in optimizer.param_groups for w in group["params"]]
         share_gradients(self.fabric, weights)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        length = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        if not torch.isfinite(length):
+            raise ValueError(
+                f"training: expected a finite gradient, found {float(length)} in stage {self.progress.stage + 1} "
+                f"behind step {self.progress.step} (loss {float(loss):.4g}): give a lower learning_rate; the weights "
+                "of the best validation and the last checkpoint are kept"
+            )
         optimizer.step()
 
-    def _learning_rate(self, step: int, steps: int) -> float:
-        rate = self.config.optimization.learning_rate
+    def _learning_rate(self, step: int, plan: StageConfig) -> float:
+        rate = plan.learning_rate or self.config.optimization.learning_rate
         if self.config.optimization.schedule == "constant":
             return rate
-        warm = min(1.0, (step + 1) / (WARM_UP * steps))
-        return rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        warm = min(1.0, (step + 1) / (WARM_UP * plan.steps))
+        return rate * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
 
     def _average(self, average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         """Return the running mean of a weight, its memory growing from the stage's first steps on."""

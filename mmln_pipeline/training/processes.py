@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from lightning.fabric import Fabric
@@ -14,6 +14,7 @@ from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor
 
 from mmln_pipeline.machine.devices import has_fast_bfloat16
+from mmln_pipeline.training.config import TrainConfig
 
 PROCESS_COUNTS = {
     "WORLD_SIZE": "a starter of PyTorch's",
@@ -24,6 +25,9 @@ PROCESS_COUNTS = {
 """Environment variables by which a starter of several processes tells each of them how many there are."""
 PATIENCE = timedelta(days=1)
 """How long processes wait for the first one, which packs and validates; torchrun ends them when one of them dies."""
+LEAST_BFLOAT16 = 5
+"""Voxels along each side of the coarsest features that a CPU takes in bfloat16: with two along the first axis, PyTorch
+2.13 (oneDNN, AVX-512) leaves gradients of weights to whatever the memory held."""
 
 
 def check_starter(device: torch.device) -> None:
@@ -56,13 +60,15 @@ def check_starter(device: torch.device) -> None:
             )
 
 
-def start_fabric(device: torch.device) -> Fabric:
+def start_fabric(device: torch.device, config: TrainConfig) -> Fabric:
     """Start what computes: one process on a device, or this one's part of torchrun's.
 
     Parameters
     ----------
     device : torch.device
         Of several processes each takes a GPU of its own, by its number on the machine.
+    config : TrainConfig
+        How large the volumes are.
 
     Returns
     -------
@@ -70,6 +76,9 @@ def start_fabric(device: torch.device) -> Fabric:
         Launched.
     """
     is_gpu = device.type == "cuda"
+    coarsest = min(config.network.grid) >> (config.data.halvings + config.network.levels)
+    is_half = has_fast_bfloat16(device) and (is_gpu or coarsest >= LEAST_BFLOAT16)
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed" if is_half else "32-true"
     if _is_shared():
         backend = "nccl" if is_gpu else "gloo"
         _connect(backend)
@@ -78,14 +87,14 @@ def start_fabric(device: torch.device) -> Fabric:
             strategy=DDPStrategy(process_group_backend=backend),
             devices=int(os.environ["LOCAL_WORLD_SIZE"]),
             num_nodes=int(os.environ["GROUP_WORLD_SIZE"]),
-            precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
+            precision=precision,
             plugins=[TorchElasticEnvironment()],
         )
     else:
         fabric = Fabric(
             accelerator="gpu" if is_gpu else "cpu",
             devices=[device.index or 0] if is_gpu else 1,
-            precision="bf16-mixed" if has_fast_bfloat16(device) else "32-true",
+            precision=precision,
             plugins=[LightningEnvironment()],  # one process, also in a job of several tasks
         )
     fabric.launch()

@@ -260,7 +260,7 @@ def _rehearse(config: TrainConfig, device: str) -> list[float]:
     short = replace(config, stages=tuple(replace(stage, steps=REHEARSED) for stage in config.stages))
     with TemporaryDirectory(prefix="mmln-") as folder:
         pack = build_pack(config, Path(os.sep))
-        Rehearsal(short, pack, Path(folder), start_fabric(resolve_device(device))).run(None, resume=False)
+        Rehearsal(short, pack, Path(folder), start_fabric(resolve_device(device), short)).run(None, resume=False)
         with (Path(folder) / "log.csv").open(newline="") as lines:
             rows = list(csv.DictReader(lines))
     stages = range(1, len(config.stages) + 1)
