@@ -1,16 +1,21 @@
 """Files of the whole derivative dataset: description, ignore list, labels, methods, settings, reports."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import Method
 from mmln_pipeline.bids_app.description import BIDS_VERSION, describe_container, makers_of, read_description
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_text, to_json
 from mmln_pipeline.reporting.group_table import GroupTable
+
+if TYPE_CHECKING:  # the group level does without networks and workflows
+    from mmln_pipeline.bids_app.method import Method
 
 NAME = "mmln-pipeline"
 

@@ -18,7 +18,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.derivatives import filenames, sidecars
 from mmln_pipeline.group.agreement import label_agreement
 from mmln_pipeline.group.averaging import Average, average_images
-from mmln_pipeline.group.volume_table import join_volumes
+from mmln_pipeline.group.volume_table import write_volumes
 from mmln_pipeline.images.volumes import normalize_intensity, save_image
 from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
 from mmln_pipeline.reporting.contact_sheet import Thumbnails
@@ -83,7 +83,7 @@ def write_group(config: Config, template: str, results: Results) -> None:
     t1w = average_images(results.images["t1w_std"], normalize_intensity, thumbnails.add)
     log_jacobian = average_images(results.images["log_jacobian"])
     write_bidsignore(root)
-    unread = _write_volumes(root, results)
+    unread = write_volumes(results.volumes, root / filenames.GROUP_VOLUMES) if any(results.volumes.values()) else {}
     missing = [*results.missing, *_name_refused(results, t1w, log_jacobian), *sorted(unread.items())]
     _write_images(root, template, results, t1w, log_jacobian)
     table_name, page_name, sheet_name = _group_names(root, template)
@@ -111,14 +111,6 @@ def write_group(config: Config, template: str, results: Results) -> None:
     print(f"images: {len(table.rows)}; outliers: {unusual or 'none'}")
     print(f"quality check: {_list_verdicts(table)}")
     print(root / page_name)
-
-
-def _write_volumes(root: Path, results: Results) -> dict[str, str]:
-    """Write the volumes of all labels, where there are any; return why a table could not be read, by its name."""
-    volumes, refused = join_volumes(results.volumes)
-    if len(volumes):
-        put_text(volumes.to_csv(sep="\t", index=False, lineterminator="\n"), root / filenames.GROUP_VOLUMES)
-    return refused
 
 
 def _refresh_reports(root: Path, table: GroupTable) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import Method
+from mmln_pipeline.bids_app.method import Method
 from mmln_pipeline.derivatives.filenames import TEMPLATES
 from mmln_pipeline.derivatives.targets import Target
 from mmln_pipeline.interfaces.saving import put_text, to_json

@@ -12,13 +12,14 @@ from nipype.pipeline import engine as pe
 
 from mmln_pipeline import __version__
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import Method, check_paths, prepare_method
+from mmln_pipeline.bids_app.checks import check_paths
 from mmln_pipeline.bids_app.chunks import chunk_size, group_alike, split
 from mmln_pipeline.bids_app.dataset import check_output_dataset, list_reports, write_dataset_files, write_report
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found, find_scans
+from mmln_pipeline.bids_app.method import Method, prepare_method
 from mmln_pipeline.bids_app.naming import name_apart, note_templates
 from mmln_pipeline.bids_app.plugin_option import Plugin, check_cluster, read_plugin
 from mmln_pipeline.bids_app.run_log import LOGGER, keep_log, warn

@@ -9,12 +9,13 @@ from pathlib import Path
 from mmln_pipeline import __version__
 from mmln_pipeline.atlas.labels import find_dseg_table
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import Method, refuse_options
+from mmln_pipeline.bids_app.checks import refuse_options
 from mmln_pipeline.bids_app.dataset import write_dataset_files
 from mmln_pipeline.bids_app.description import BIDS_VERSION
 from mmln_pipeline.bids_app.execution import Failure, run_workflow
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import Found
+from mmln_pipeline.bids_app.method import Method
 from mmln_pipeline.bids_app.participant_level import (
     describe_rest,
     prepare_run,

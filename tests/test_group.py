@@ -21,7 +21,7 @@ from mmln_pipeline.bids_app.finished import find_doubts
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.group.averaging import average_images
 from mmln_pipeline.group.statistics import RunningMoments, robust_distances
-from mmln_pipeline.group.volume_table import join_volumes
+from mmln_pipeline.group.volume_table import write_volumes
 from mmln_pipeline.reporting.group_table import GroupTable, flatten, page_rows
 from mmln_pipeline.reporting.page import write_subject_report
 
@@ -213,12 +213,12 @@ def test_volumes_of_all_images_come_into_one_table(tmp_path):
         path.write_text("index\tname\tvoxels\tvolume_mm3\n1\tn/a\t7\t7.5\n2\tCore\t3\t3.25\n")
     paths["sub-02_ses-x"].append(tmp_path / "sub-02_ses-x_space-T1w_seg-B_volumes.tsv")
     paths["sub-02_ses-x"][1].write_text("index\tname\n1\tCore\n")
-    table, refused = join_volumes(paths)
+    refused = write_volumes(paths, tmp_path / "all.tsv")
+    table = pd.read_csv(tmp_path / "all.tsv", sep="\t", keep_default_na=False)
     assert table["atlas"].tolist() == ["A", "A", "fused", "fused", "A", "A"]
     assert table["session_id"].tolist()[-1] == "ses-x" and table["participant_id"].tolist()[0] == "sub-01"
     assert table["name"].tolist()[:2] == ["n/a", "Core"] and table["volume_mm3"].sum() == 3 * 10.75
-    assert list(refused) == ["sub-02_ses-x_space-T1w_seg-B_volumes.tsv"]
-    assert not len(join_volumes({"sub-01": []})[0])
+    assert refused == {"sub-02_ses-x_space-T1w_seg-B_volumes.tsv": "cannot be read (no column voxels)"}
 
 
 def test_robust_distances_of_normal_numbers_are_standard_scores(rng):

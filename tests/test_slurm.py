@@ -14,9 +14,9 @@ from nipype.pipeline import engine as pe
 
 from mmln_pipeline.bids_app import slurm_jobs
 from mmln_pipeline.bids_app.arguments import UsageError
-from mmln_pipeline.bids_app.checks import prepare_method
 from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
+from mmln_pipeline.bids_app.method import prepare_method
 from mmln_pipeline.bids_app.participant_level import check_batch
 from mmln_pipeline.bids_app.plugin_option import Plugin, read_plugin
 from mmln_pipeline.bids_app.slurm_jobs import Job, SlurmJobs, State, describe_death

@@ -113,13 +113,14 @@ def test_simpleitk_reads_our_composite(case, tmp_path):
     assert difference(ours, sitk.GetArrayFromImage(theirs).T) < 1e-4
 
 
-def test_ants_reads_our_composite(case, tmp_path):
+@pytest.mark.parametrize(("interpolation", "theirs"), [("linear", "linear"), ("bspline", "bSpline")])
+def test_ants_reads_our_composite(case, tmp_path, interpolation, theirs):
     transform, moving, fixed = case
-    ours = transform.resample(moving, fixed).get_fdata()
+    ours = transform.resample(moving, fixed, interpolation).get_fdata()
     transform.save(tmp_path / "x.h5")
     image = ants.image_read(to_itk_file(moving.get_fdata(dtype="f4"), moving.affine, tmp_path / "moving.nii"))
     reference = ants.image_read(to_itk_file(np.ones(fixed.shape, "f4"), fixed.affine, tmp_path / "fixed.nii"))
-    theirs = ants.apply_transforms(reference, image, [str(tmp_path / "x.h5")], interpolator="linear")
+    theirs = ants.apply_transforms(reference, image, [str(tmp_path / "x.h5")], interpolator=theirs)
     assert difference(ours, theirs.numpy()) < 1e-4
 
 
@@ -365,7 +366,7 @@ def test_fields_are_made_of_anything_like_arrays_and_keep_their_own(rng):
     np.testing.assert_array_equal(expected.affine, field.affine)
 
 
-@pytest.mark.parametrize("interpolation", ["linear", "nearest", "lanczos", "label"])
+@pytest.mark.parametrize("interpolation", ["linear", "nearest", "bspline", "lanczos", "label"])
 def test_inputs_are_not_changed(rng, tmp_path, interpolation):
     affine = grid_affine("LAS", (7, 8, 9))
     field = smooth_field(rng, affine, (7, 8, 9))
@@ -434,7 +435,7 @@ def test_errors_name_file_and_fault(tmp_path, rng):
 
 def test_errors_name_bad_values(rng):
     image = smooth_image(rng, np.eye(4))
-    with pytest.raises(ValueError, match=r"linear, nearest, lanczos, label; found 'cubic'"):
+    with pytest.raises(ValueError, match=r"linear, nearest, bspline, lanczos, label; found 'cubic'"):
         Transform().resample(image, image, "cubic")
     with pytest.raises(ValueError, match="expected 3-D"):
         Transform().resample(nib.Nifti1Image(np.ones((3, 3, 3, 2), "f4"), np.eye(4)), image)

@@ -166,7 +166,7 @@ def average_brains(members: Sequence[Member], transforms: Iterable[Transform], g
             if member.lesion is not None:
                 sound = brain & (np.asanyarray(load_labels(member.lesion, "lesion mask").dataobj) == 0)
                 share, values = _sample(sound, image, transform, grid), np.where(sound, values, np.float32(0))
-            total += _sample(values, image, transform, grid)
+            total += _sample(values, image, transform, grid, "bspline").clip(min=0)
         counted += share
         inside += reached
     mask = inside >= _MAJORITY * len(members)
@@ -203,6 +203,9 @@ def mean_length_mm(field: DisplacementField, mask: Nifti1Image) -> float:
     return float(np.linalg.norm(field.offsets_mm[inside], axis=-1).mean())
 
 
-def _sample(data: NDArray, grid: Nifti1Image, transform: Transform, target: Grid) -> NDArray[np.float32]:
+def _sample(
+    data: NDArray, grid: Nifti1Image, transform: Transform, target: Grid, interpolation: str = "linear"
+) -> NDArray[np.float32]:
     """Return an array of a grid sampled on another one."""
-    return np.asanyarray(transform.resample(new_image(data.astype(np.float32, copy=False), grid), target).dataobj)
+    image = new_image(data.astype(np.float32, copy=False), grid)
+    return np.asanyarray(transform.resample(image, target, interpolation).dataobj)

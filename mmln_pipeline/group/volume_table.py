@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
+from mmln_pipeline.machine.files import atomic_path
 
-COLUMNS = ("participant_id", "session_id", "scan", "atlas", "index", "name", "voxels", "volume_mm3")
+ORIGIN = ("participant_id", "session_id", "scan", "atlas")
+VOLUMES = ("index", "name", "voxels", "volume_mm3")
 
 
-def join_volumes(paths: Mapping[str, Sequence[Path]]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Join the tables of volumes of many images.
+def write_volumes(paths: Mapping[str, Sequence[Path]], target: Path) -> dict[str, str]:
+    """Join the tables of volumes of many images, one in memory at a time.
 
     Parameters
     ----------
     paths : mapping of str to sequence of Path
         Tables ``..._seg-ATLAS_volumes.tsv`` of each scan, by its entities (``sub-X_ses-Y``).
+    target : Path
+        The table to write, a row a label of a scan, with the columns of `ORIGIN` and `VOLUMES`; left untouched where
+        it would not change.
 
     Returns
     -------
-    table : DataFrame
-        With `COLUMNS`; a row a label of a scan.
-    refused : dict of str to str
+    dict of str to str
         Why a table could not be read, by its name.
     """
-    parts, refused = [], {}
-    for scan, own in paths.items():
-        session = re.search("_(ses-[^_]+)", scan)
-        for path in own:
-            atlas = re.search("_seg-([^_]+)_", path.name)
+    refused: dict[str, str] = {}
+    with (
+        atomic_path(target, keep_same=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow((*ORIGIN, *VOLUMES))
+        for scan, path in ((scan, path) for scan, own in paths.items() for path in own):
             try:
-                table = pd.read_csv(path, sep="\t", keep_default_na=False)
-                part = table[list(COLUMNS[4:])]
-            except (OSError, ValueError, KeyError) as error:
+                with path.open(newline="", encoding="utf-8") as lines:
+                    reader = csv.DictReader(lines, delimiter="\t")
+                    if missing := [name for name in VOLUMES if name not in (reader.fieldnames or ())]:
+                        raise ValueError(f"no column {missing[0]}")
+                    rows = [[row[name] for name in VOLUMES] for row in reader]
+            except (OSError, ValueError, csv.Error) as error:
                 refused[path.name] = f"cannot be read ({' '.join(str(error).split())})"
                 continue
-            origin = {
-                "participant_id": scan.split("_")[0],
-                "session_id": session[1] if session else "n/a",
-                "scan": scan,
-                "atlas": atlas[1] if atlas else "n/a",
-            }
-            parts.append(part.assign(**origin)[list(COLUMNS)])
-    return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)), refused
+            session, atlas = re.search("_(ses-[^_]+)", scan), re.search("_seg-([^_]+)_", path.name)
+            origin = (scan.split("_")[0], session[1] if session else "n/a", scan, atlas[1] if atlas else "n/a")
+            writer.writerows([*origin, *row] for row in rows)
+    return refused

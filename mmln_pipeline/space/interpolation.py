@@ -1,11 +1,12 @@
 """How images are read between voxels; nothing heavy is imported."""
 
-INTERPOLATIONS = ("linear", "nearest", "lanczos", "label")
-"""`label` keeps label numbers whole: each number is interpolated on its own, and the largest share wins."""
+INTERPOLATIONS = ("linear", "nearest", "bspline", "lanczos", "label")
+"""`bspline` is cubic. `label` keeps label numbers whole: each number is interpolated on its own, and the largest share wins."""
 FOR_LABELS = ("nearest", "label")
 """Those that invent no number."""
 _OTHER_NAMES = {
     "nearestneighbor": "nearest",
+    "bspline[3]": "bspline",
     "lanczoswindowedsinc": "lanczos",
     "genericlabel": "label",
     "multilabel": "label",

@@ -30,6 +30,7 @@ from mmln_pipeline.space.sampling import sample_labels
 INTERPOLATORS = {
     "linear": sitk.sitkLinear,
     "nearest": sitk.sitkNearestNeighbor,
+    "bspline": sitk.sitkBSpline3,
     "lanczos": sitk.sitkLanczosWindowedSinc,
 }
 """SimpleITK's interpolators by name; labels have one of their own (`mmln_pipeline.space.sampling`)."""
