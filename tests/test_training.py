@@ -241,6 +241,14 @@ def test_pairs_are_two_people_and_depend_on_the_seed_alone(project):
     }
 
 
+def test_a_stage_may_run_each_level_once(project):
+    config = load_config(project)
+    config = replace(config, network=replace(config.network, schedule=(1, 1, 2, 1, 2, 3), combine="compose"))
+    plan = StageConfig((2,), 1)
+    assert replace(config, stages=(plan,)).runs(0) == [1, 1, 2, 1, 2]
+    assert replace(config, stages=(replace(plan, once=True),)).runs(0) == [1, 2]
+
+
 def test_of_many_people_each_is_paired_with_the_next_ones():
     scans = [Volume(f"scan{n}", f"person{n}", *2 * [torch.zeros(1, 2, 2, 2)]) for n in range(8)]
     pairs = [(int(f.name[-1]), int(m.name[-1])) for f, m in validation_pairs(scans)]

@@ -22,6 +22,8 @@ from mmln_pipeline.space.transforms import Transform, read_transform
 
 # Shrink factor, smoothing in voxels, share of voxels sampled; the last is the 2 mm image itself.
 _LEVELS = ((4, 1.0, 1.0), (2, 1.0, 0.5), (1, 0.0, 0.2))
+# Steps at each level, and those that decide between starts.
+_STEPS, _START_STEPS = 100, 30
 _SPACING_MM = 2.0
 # A field of view of less than 64 of these voxels (small animals, tests) is worked on in finer ones.
 _MIN_VOXELS = 64
@@ -181,7 +183,7 @@ def _align(fixed: Nifti1Image, moving: Nifti1Image, scale: float, kind: str, see
     tried = []
     for start in (shifted, *_search(brain, region, centre, moving, scale)):
         coarse = _turning(start, centre, kind)
-        _optimise(coarse, _LEVELS[:1], fixed, moving, seed, masks)
+        _optimise(coarse, _LEVELS[:1], fixed, moving, seed, masks, _START_STEPS)
         tried.append((_agreement(brain, region, conform(moving, brain, matrix_from_sitk(coarse))), coarse))
     best = max(tried, key=lambda pair: pair[0])[1]
     _optimise(best, _LEVELS[1:2] if kind == "affine" else _LEVELS[1:], fixed, moving, seed, masks)
@@ -297,6 +299,7 @@ def _optimise(
     moving: Nifti1Image,
     seed: int,
     masks: _Masks,
+    steps: int = _STEPS,
 ) -> None:
     """Move a transform, in place, to where mutual information is largest.
 
@@ -319,7 +322,7 @@ def _optimise(
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=1.0,
         minStep=1e-3,
-        numberOfIterations=100,
+        numberOfIterations=steps,
         relaxationFactor=0.7,
         gradientMagnitudeTolerance=1e-6,
     )

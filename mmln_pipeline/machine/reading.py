@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import zlib
@@ -11,12 +10,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 UNREADABLE = (
-    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error
+    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
+    isal_zlib.error,
 )  # fmt: skip
 """What is raised for files that are broken, no images, or larger than the memory."""
 _COMPRESSED = (".gz", ".mgz")
@@ -48,7 +49,7 @@ def read_whole(path: str | os.PathLike[str]) -> Any:
     if min(promise.shape, default=0) < 0:
         raise ImageFileError(f"its header has the sizes {promise.shape}")
     size = int(promise.dataobj.offset) + math.prod(map(int, promise.shape)) * promise.get_data_dtype().itemsize
-    opened = gzip.open if os.fspath(path).endswith(_COMPRESSED) else open
+    opened = igzip.open if os.fspath(path).endswith(_COMPRESSED) else open
     with opened(path, "rb") as stream:
         content = b"".join(_read_up_to(stream, size))
         if len(content) < size:
@@ -80,7 +81,7 @@ def stream_volumes(path: str | os.PathLike[str]) -> Iterator[NDArray]:
     proxy, shape, stored = promise.dataobj, promise.shape[:3], promise.get_data_dtype()
     slope, inter = getattr(proxy, "slope", 1.0), getattr(proxy, "inter", 0.0)
     size = math.prod(map(int, shape)) * stored.itemsize
-    opened = gzip.open if os.fspath(path).endswith(_COMPRESSED) else open
+    opened = igzip.open if os.fspath(path).endswith(_COMPRESSED) else open
     with opened(path, "rb") as stream:
         stream.read(int(proxy.offset))
         for number in range(math.prod(map(int, promise.shape[3:]))):

@@ -163,6 +163,8 @@ class StageConfig:
         Train the finest level on wandering sub-volumes of this size; empty for the whole grid.
     learning_rate : float, optional
         The stage's own; 0 for that of `optimization`.
+    once : bool, optional
+        Run each level once, whatever the network's schedule: cheaper steps to begin with.
     """
 
     levels: tuple[int, ...]
@@ -170,6 +172,7 @@ class StageConfig:
     frozen_steps: int = -1
     window: tuple[int, ...] = ()
     learning_rate: float = 0.0
+    once: bool = False
 
     def __post_init__(self) -> None:
         _expect(self.steps >= 1, "stages: steps", "at least 1", self.steps)
@@ -279,6 +282,11 @@ class TrainConfig:
                 raise ValueError(
                     f"stages: expected a window within the grid {grid} in stage {number}, found {list(stage.window)}"
                 )
+
+    def runs(self, stage: int) -> list[int]:
+        """Return the levels, from 1, that a step of a stage (from 0) runs one after the other."""
+        levels = self.taught(stage)
+        return list(range(1, levels + 1)) if self.stages[stage].once else self.network.runs(levels)
 
     def taught(self, stage: int) -> int:
         """Return the finest level, from 1, that some stage up to this one (from 0) teaches."""

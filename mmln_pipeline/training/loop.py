@@ -291,7 +291,7 @@ class Trainer:
             group["lr"] = self._learning_rate(step, plan)
         maps = objective.maps(batch.fixed, batch.moving, batch.labels, generator)
         pairs = self.model.pyramid(batch.fixed, batch.moving)
-        runs = self.config.network.runs(self.config.taught(stage))
+        runs = self.config.runs(stage)
         last = max(i for i, level in enumerate(runs) if level in plan.levels)
         before: LevelOutput | None = None
         history = []
