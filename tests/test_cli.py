@@ -191,6 +191,7 @@ def test_what_rides_along_goes_where_apply_takes_it(files, network, capsys):
         (["--apply-to", "brain.nii.gz", "--apply-to-labels", "brain.nii.gz"], "would be called like"),
         (["--apply-to", "moved.nii.gz"], "would be called like a part of the result"),
         (["--apply-to", "identity.mat"], "--apply-to: expected a name that ends in .nii"),
+        (["--apply-to-labels", "brain.nii.gz"], "--apply-to-labels brain.nii.gz: expected whole numbers"),
         (["--output-dir", ".", "--apply-to-labels", "dseg.nii.gz"], "lies where its result goes"),
         (["--pairs", "pairs.tsv", "--apply-to", "dseg.nii.gz"], "--apply-to: belongs to one pair"),
     ],

@@ -97,6 +97,8 @@ def _run_one(options: argparse.Namespace, folder: Path, prefix: str, outputs: Se
 
 def _list_along(options: argparse.Namespace, folder: Path, prefix: str) -> list[tuple[str, Path, str]]:
     """Return each file that comes along with its output and interpolation, checked before any work."""
+    from mmln_pipeline.images.series import count_volumes
+    from mmln_pipeline.images.volumes import load_labels
     from mmln_pipeline.registration.result import OUTPUTS
 
     found = []
@@ -109,6 +111,8 @@ def _list_along(options: argparse.Namespace, folder: Path, prefix: str) -> list[
             if output.exists() and Path(path).exists() and output.samefile(path):
                 raise ValueError(f"{_flag(option)}: '{path}' lies where its result goes; choose another folder.")
             check_kind(path, output, _flag(option))
+            if interpolation == "label" and count_volumes(path) == 1:
+                load_labels(path, _flag(option))
             taken[output.name] = f"'{path}'"
             found.append((path, output, interpolation))
     return found
