@@ -1,7 +1,7 @@
 """How images are read between voxels; nothing heavy is imported."""
 
 INTERPOLATIONS = ("linear", "nearest", "bspline", "lanczos", "label")
-"""`bspline` is cubic. `label` keeps label numbers whole: each is interpolated on its own, and the largest share wins."""
+"""`bspline` is cubic. `label` keeps numbers whole: each is interpolated on its own, and the largest share wins."""
 FOR_LABELS = ("nearest", "label")
 """Those that invent no number."""
 _OTHER_NAMES = {
