@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-UNREADABLE = (
+UNREADABLE: tuple[type[Exception], ...] = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
     isal_zlib.error,
 )  # fmt: skip
