@@ -6,7 +6,7 @@ import math
 import os
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -15,9 +15,9 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-UNREADABLE: tuple[type[Exception], ...] = (
+UNREADABLE = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
-    isal_zlib.error,
+    cast(type[Exception], isal_zlib.error),  # its stub calls it an instance
 )  # fmt: skip
 """What is raised for files that are broken, no images, or larger than the memory."""
 _COMPRESSED = (".gz", ".mgz")
