@@ -80,7 +80,7 @@ def write_group(config: Config, template: str, results: Results) -> None:
     results.records = add_agreement(results.records, label_agreement(results.labels))
     table = GroupTable(results.records)
     thumbnails = Thumbnails()
-    t1w = average_images(results.images["t1w_std"], normalize_intensity, thumbnails.add)
+    t1w = average_images(results.images["t1w_std"], normalize_intensity, thumbnails.add, spread=False)
     log_jacobian = average_images(results.images["log_jacobian"])
     write_bidsignore(root)
     unread = write_volumes(results.volumes, root / filenames.GROUP_VOLUMES) if any(results.volumes.values()) else {}

@@ -244,7 +244,7 @@ def test_average_takes_the_most_common_grid_and_names_the_rest(tmp_path):
     assert all("cannot be read" in average.refused[name] for name in ("text", "absent"))
     np.testing.assert_allclose(average.mean.get_fdata(), brain(2))
     np.testing.assert_allclose(average.sd.get_fdata(), brain(1))
-    np.testing.assert_array_equal(average.support.get_fdata(), brain(1) > 0)
+    np.testing.assert_array_equal(average.brain.get_fdata(), brain(1) > 0)
 
 
 def test_average_of_one_or_no_image(tmp_path):

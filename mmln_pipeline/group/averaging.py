@@ -31,23 +31,23 @@ class Average:
     mean : Nifti1Image or None
         Mean of the images, float32; None where no image took part.
     sd : Nifti1Image or None
-        Standard deviation (divisor: number of images - 1), float32; None with fewer than two images.
-    support : Nifti1Image or None
-        Share of the images that are not background (above 1/1000 of their largest absolute value), float32 in
-        [0, 1].
+        Standard deviation (divisor: number of images - 1), float32; None with fewer than two images, or unwanted.
+    brain : Nifti1Image or None
+        Where at least half of the images are not background (above 1/1000 of their largest absolute value), uint8.
     """
 
     names: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
     mean: Nifti1Image | None = None
     sd: Nifti1Image | None = None
-    support: Nifti1Image | None = None
+    brain: Nifti1Image | None = None
 
 
 def average_images(
     paths: Mapping[str, Path],
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     look: Callable[[str, Nifti1Image], None] | None = None,
+    spread: bool = True,
 ) -> Average:
     """Average images that share a grid; those that cannot take part are named, and stop nothing.
 
@@ -60,17 +60,20 @@ def average_images(
         refuses the image.
     look : callable, optional
         Called with name and image, as they count, of each that takes part: so that it is read once.
+    spread : bool, default=True
+        Whether the standard deviation is wanted.
 
     Returns
     -------
     Average
-        Mean, standard deviation and support on the common grid.
+        On the common grid.
     """
     grids, refused = _read_grids(paths)
     if not grids:
         return Average(refused=refused)
     grid = on_most_common_grid(list(grids.values()))
-    moments, support, names = RunningMoments(grid.shape), np.zeros(grid.shape, np.uint32), []
+    moments, names = RunningMoments(grid.shape, spread), []
+    support = np.zeros(grid.shape, np.min_scalar_type(len(grids)))
     for name in grids:
         try:
             array = _read_array(paths[name], grid)
@@ -79,17 +82,18 @@ def average_images(
         except UNREADABLE as error:
             refused[name] = " ".join(str(error).split())
             continue
-        strength = np.abs(array)
-        support += strength > _BACKGROUND * strength.max()
+        floor = _BACKGROUND * max(array.max(), -array.min())
+        for plane, count in zip(array, support, strict=True):  # a whole image's differences would be as large as it
+            count += np.abs(plane) > floor
         names.append(name)
         if look is not None:
             look(name, new_image(array, grid))
     if not names:
         return Average(refused=refused)
-    sd = new_image(moments.sd.astype(np.float32), grid) if len(names) > 1 else None
-    share = (support / len(names)).astype(np.float32)
+    sd = new_image(moments.sd.astype(np.float32), grid) if spread and len(names) > 1 else None
     mean = new_image(moments.mean.astype(np.float32), grid)
-    return Average(tuple(names), refused, mean, sd, new_image(share, grid))
+    brain = new_image((support >= len(names) / 2).astype(np.uint8), grid)
+    return Average(tuple(names), refused, mean, sd, brain)
 
 
 def _read_grids(paths: Mapping[str, Path]) -> tuple[dict[str, Grid], dict[str, str]]:

@@ -18,6 +18,8 @@ class RunningMoments:
     ----------
     shape : tuple of int
         Shape of each array.
+    spread : bool, default=True
+        Whether the standard deviation is wanted.
 
     References
     ----------
@@ -32,10 +34,10 @@ class RunningMoments:
     (2, [2.0, 5.0], [1.414, 0.0])
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], spread: bool = True) -> None:
         self.count = 0
         self.mean = np.zeros(shape)
-        self._squares = np.zeros(shape)
+        self._squares = np.zeros(shape) if spread else None
 
     def add(self, array: np.ndarray) -> None:
         """Take one more array into account.
@@ -52,7 +54,8 @@ class RunningMoments:
             plane = slice(start, start + 1)
             difference = array[plane] - self.mean[plane]
             self.mean[plane] += difference / self.count
-            self._squares[plane] += difference * (array[plane] - self.mean[plane])
+            if self._squares is not None:
+                self._squares[plane] += difference * (array[plane] - self.mean[plane])
 
     @property
     def sd(self) -> np.ndarray:
@@ -61,9 +64,9 @@ class RunningMoments:
         Raises
         ------
         ValueError
-            If fewer than two arrays were added.
+            If fewer than two arrays were added, or it was not wanted.
         """
-        if self.count < 2:
+        if self._squares is None or self.count < 2:
             raise ValueError(f"standard deviation: expected at least 2 arrays, found {self.count}")
         variance = self._squares / (self.count - 1)
         return np.sqrt(variance, out=variance)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from nibabel import Nifti1Image
 
 from mmln_pipeline import __version__
 from mmln_pipeline.group.averaging import Average
@@ -28,7 +27,6 @@ from mmln_pipeline.reporting.group_table import (
 )
 from mmln_pipeline.reporting.rendering import svg_uri, write_page
 from mmln_pipeline.reporting.shown_scores import ADVICE, Score, write_number
-from mmln_pipeline.space.grids import new_image
 
 RULE = (
     f"An image stands out where a score lies more than {MAX_DISTANCE:g} scaled median absolute deviations (MADs) from "
@@ -36,6 +34,8 @@ RULE = (
     " inverse consistency 0.05 mm; of the affine 0.05 in volume, 5 degrees). That is unusual in this group, not "
     "necessarily wrong: look at the image's report."
 )
+_MOST_EMBEDDED = 2**20
+"""Characters of a table that the page holds, so that it can be sent alone; some hundreds of images."""
 LOG_UNIT = "log |J| (natural log, no unit)"
 
 
@@ -110,11 +110,11 @@ def write_group_report(
         links=links,
         missing=missing,
         table_name=table_name,
-        table_source=Markup("data:text/tab-separated-values;base64," + _base64(table.to_tsv().encode("utf-8"))),
+        table_source=_address(table.to_tsv(), table_name),
     )
     sheet = Path(path).with_name(sheet_name)
     if has_sheet and thumbnails is not None and t1w.mean is not None:
-        outline = thumbnails.outline(t1w.mean, _common_brain(t1w) or t1w.mean)
+        outline = thumbnails.outline(t1w.mean, t1w.brain or t1w.mean)
         verdicts = {scan: str(row.get(VERDICT) or "") for scan, row in table.rows.items()}
         title = f"Contact sheet of {_count(len(table.rows), 'image')} in the space of {template}"
         small = {key: value for key, value in data.items() if key != "scores"}
@@ -146,8 +146,11 @@ def _draw(
     return {"plots": spread, "constant": constant, "structures": structures, "images": images, "sections": sections}
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
+def _address(table: str, name: str) -> Markup | str:
+    """Return where the page finds the table: in itself, or beside it where it is large."""
+    if len(table) > _MOST_EMBEDDED:
+        return name
+    return Markup("data:text/tab-separated-values;base64," + base64.b64encode(table.encode("utf-8")).decode("ascii"))
 
 
 def _count(number: int, name: str) -> str:
@@ -234,9 +237,8 @@ def _image_figures(
     t1w: Average, log_jacobian: Average, image_names: Mapping[str, str], svg: Path
 ) -> Iterator[dict[str, str]]:
     """Draw the group's images; yield what the page says of each."""
-    brain = _common_brain(t1w)
     if t1w.mean is not None:
-        group_figures.plot_mean(t1w.mean, len(t1w.names), svg, mask=brain)
+        group_figures.plot_mean(t1w.mean, len(t1w.names), svg, mask=t1w.brain)
         note = "Sharp borders mean that the brains agree in template space; each was scaled by its own brightness."
         yield {"name": "Mean image", "note": note, "path": image_names["mean_t1w"], "source": svg_uri(svg)}
     maps = (
@@ -251,12 +253,5 @@ def _image_figures(
         background = image if t1w.mean is None else t1w.mean
         label = f"{'Mean' if is_signed else 'SD'} of {LOG_UNIT}"
         group_figures.plot_map(background, image, len(log_jacobian.names), svg,
-                               title=name, label=label, mask=brain, is_signed=is_signed)  # fmt: skip
+                               title=name, label=label, mask=t1w.brain, is_signed=is_signed)  # fmt: skip
         yield {"name": name, "note": note, "path": image_names[key], "source": svg_uri(svg)}
-
-
-def _common_brain(t1w: Average) -> Nifti1Image | None:
-    """Return where at least half of the images have signal."""
-    if t1w.support is None:
-        return None
-    return new_image((np.asanyarray(t1w.support.dataobj) >= 0.5).astype(np.uint8), t1w.support)
