@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -246,7 +247,16 @@ def test_a_stage_may_run_each_level_once(project):
     config = replace(config, network=replace(config.network, schedule=(1, 1, 2, 1, 2, 3), combine="compose"))
     plan = StageConfig((2,), 1)
     assert replace(config, stages=(plan,)).runs(0) == [1, 1, 2, 1, 2]
-    assert replace(config, stages=(replace(plan, once=True),)).runs(0) == [1, 2]
+    once = replace(config, stages=(replace(plan, once=True),))
+    assert once.runs(0) == [1, 2]
+
+    class Watched(Mock):
+        fabric = Mock(is_global_zero=True, autocast=nullcontext, broadcast=lambda scores: scores)
+        selection = Mock(score=lambda model, levels: model.config.runs(levels))
+
+    model = MMLN(config.network)
+    assert Trainer._score(Watched(config=once), model, 0) == [1, 2]
+    assert model.config == config.network
 
 
 def test_of_many_people_each_is_paired_with_the_next_ones():

@@ -40,7 +40,7 @@ __all__ = [
     "save_image",
 ]
 
-N4_ITERATIONS = (30, 20, 20)
+N4_ITERATIONS, N4_SPACING_MM = (20, 20, 20), 8.0
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz")
 # Columns: where a step along each grid axis leads in RAS+ mm (left, inferior, anterior).
 _LIA = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
@@ -393,7 +393,7 @@ def normalize_intensity(array: np.ndarray, mask: np.ndarray | None = None) -> np
 
 
 def correct_bias(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1Image:
-    """Remove the slow intensity drift of the coil (N4).
+    """Remove the slow intensity drift of the coil (N4), estimated on voxels of about 8 mm.
 
     Parameters
     ----------
@@ -418,7 +418,9 @@ def correct_bias(image: Nifti1Image, mask: Nifti1Image | None = None) -> Nifti1I
     """
     is_brain = mask_array(image, mask)
     data = np.clip(np.asanyarray(image.dataobj, dtype=np.float32), 0.0, None)
-    shrink = [int(np.clip(min(image.shape) // 8, 1, 4))] * 3
+    own = Grid.of(image)
+    voxels = np.round(N4_SPACING_MM / own.spacing).astype(int)  # of the image, in one of N4's
+    shrink = np.clip(voxels, 1, np.maximum(1, np.array(own.shape) // 8)).tolist()
     full = to_sitk_image(new_image(data, image))
     brain = to_sitk_image(new_image(is_brain.astype(np.uint8), image))
     n4 = sitk.N4BiasFieldCorrectionImageFilter()

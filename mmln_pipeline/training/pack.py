@@ -32,7 +32,7 @@ from mmln_pipeline.training.config import TrainConfig, load_config
 from mmln_pipeline.training.data import INDEX
 from mmln_pipeline.training.datasets import SPLITS, Source, check_people, check_source, find_all, label_table
 
-RECIPE = "n4+affine+lia1mm+p99.5/1"
+RECIPE = "n4+affine+lia1mm+p99.5/2"
 """Name of the preprocessing; a change of it makes every packed volume stale."""
 WORKER_BYTES = 2e9
 """Memory that one worker may take."""
