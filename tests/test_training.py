@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -250,13 +249,11 @@ def test_a_stage_may_run_each_level_once(project):
     once = replace(config, stages=(replace(plan, once=True),))
     assert once.runs(0) == [1, 2]
 
-    class Watched(Mock):
-        fabric = Mock(is_global_zero=True, autocast=nullcontext, broadcast=lambda scores: scores)
-        selection = Mock(score=lambda model, levels: model.config.runs(levels))
-
-    model = MMLN(config.network)
-    assert Trainer._score(Watched(config=once), model, 0) == [1, 2]
-    assert model.config == config.network
+    brains = load_pack(project.parent / "pack", "validation", torch.device("cpu"))
+    model, run = MMLN(config.network), []
+    model.run_level = lambda level, *given: run.append(level) or MMLN.run_level(model, level, *given)
+    validation.Selection.choose(brains, brains, structures28(), once).score(model.eval(), 2, once=True)
+    assert set(zip(run[::2], run[1::2], strict=True)) == {(1, 2)}
 
 
 def test_of_many_people_each_is_paired_with_the_next_ones():

@@ -81,9 +81,10 @@ class NetworkConfig:
         """Return whether a level sees its images folded into channels of half their size."""
         return level == self.levels and self.finest_field == "half"
 
-    def runs(self, finest: int | None = None) -> list[int]:
+    def runs(self, finest: int | None = None, once: bool = False) -> list[int]:
         """Return the levels in the order in which they run, without those above the finest one wanted."""
-        return [level for level in self.schedule if finest is None or level <= finest]
+        schedule = range(1, self.levels + 1) if once else self.schedule
+        return [level for level in schedule if finest is None or level <= finest]
 
     def asdict(self) -> dict[str, object]:
         """Return the configuration as plain values, for a card or a checkpoint."""

@@ -134,13 +134,13 @@ class MMLN(nn.Module):
             Velocity fields in the order of :func:`mmln_pipeline.fields.integration.integrate`: one for each run of a
             level when they compose, their sum alone when they add.
         """
-        outputs = self._runs(fixed, moving, None if finest else max(1, self.config.levels - 1))
+        outputs = self._runs(fixed, moving, self.config.runs(None if finest else max(1, self.config.levels - 1)))
         fields = [(output.velocity, output.residual) for output in outputs]  # features need not stay
         if self.config.combine == "add":
             return (fields[-1][0],)
         return tuple(residual for _, residual in fields)
 
-    def run(self, fixed: Tensor, moving: Tensor, finest: int | None = None) -> list[LevelOutput]:
+    def run(self, fixed: Tensor, moving: Tensor, finest: int | None = None, once: bool = False) -> list[LevelOutput]:
         """Run the 3-D branch in the order of the schedule.
 
         Parameters
@@ -148,17 +148,19 @@ class MMLN(nn.Module):
         fixed, moving : Tensor, shape (B, 1, I, J, K)
         finest : int, optional
             Leave out the levels above this one (default: none); the grids stay those of the whole pyramid.
+        once : bool, default=False
+            Run each level once, whatever the schedule: of a network that has not learned more yet.
 
         Returns
         -------
         list of LevelOutput
         """
-        return list(self._runs(fixed, moving, finest))
+        return list(self._runs(fixed, moving, self.config.runs(finest, once)))
 
-    def _runs(self, fixed: Tensor, moving: Tensor, finest: int | None) -> Iterator[LevelOutput]:
+    def _runs(self, fixed: Tensor, moving: Tensor, levels: Sequence[int]) -> Iterator[LevelOutput]:
         pairs = self.pyramid(fixed, moving)
         output = None
-        for level in self.config.runs(finest):
+        for level in levels:
             output = self.run_level(level, *pairs[level], output)
             yield output
 

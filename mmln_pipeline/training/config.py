@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +285,7 @@ class TrainConfig:
 
     def runs(self, stage: int) -> list[int]:
         """Return the levels, from 1, that a step of a stage (from 0) runs one after the other."""
-        network = replace(self.network, schedule=()) if self.stages[stage].once else self.network
-        return network.runs(self.taught(stage))
+        return self.network.runs(self.taught(stage), self.stages[stage].once)
 
     def taught(self, stage: int) -> int:
         """Return the finest level, from 1, that some stage up to this one (from 0) teaches."""

@@ -368,13 +368,10 @@ class Trainer:
 
     def _score(self, model: MMLN, stage: int) -> dict[str, float]:
         """Score a network in the first process, for all."""
-        scores, network = None, model.config
-        if self.config.stages[stage].once:  # what has learned to run once is not fit to run again
-            model.config = replace(network, schedule=())
+        scores = None
         if self.fabric.is_global_zero:
             with self.fabric.autocast():
-                scores = self.selection.score(model, self.config.taught(stage))
-        model.config = network
+                scores = self.selection.score(model, self.config.taught(stage), self.config.stages[stage].once)
         return cast(dict[str, float], self.fabric.broadcast(scores))
 
     def _save_weights(self, model: MMLN) -> None:

@@ -21,7 +21,9 @@ from mmln_pipeline.training.data import Volume, neighbouring_pairs, validation_p
 
 
 @torch.no_grad()
-def validate(model: MMLN, volumes: Sequence[Volume], levels: int, table: LabelTable | None = None) -> dict[str, float]:
+def validate(
+    model: MMLN, volumes: Sequence[Volume], levels: int, table: LabelTable | None = None, once: bool = False
+) -> dict[str, float]:
     """Score a network, up to a pyramid level, on every ordered pair of labelled people.
 
     Parameters
@@ -33,6 +35,8 @@ def validate(model: MMLN, volumes: Sequence[Volume], levels: int, table: LabelTa
         Levels to run; the field of a coarser one is up-sampled.
     table : LabelTable, optional
         Structures to compare; the 28 by default.
+    once : bool, default=False
+        Run each level once.
 
     Returns
     -------
@@ -42,7 +46,7 @@ def validate(model: MMLN, volumes: Sequence[Volume], levels: int, table: LabelTa
     table = table or structures28()
     rows = []
     for fixed, moving in validation_pairs(volumes):
-        _, displacement = _register(model, fixed, moving, levels)
+        _, displacement = _register(model, fixed, moving, levels, once)
         moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().int().cpu().numpy()
         overlap = label_mean(dice(fixed.labels[0].cpu().numpy(), moved, table))
         volume = label_mean(tc(moving.labels[0].cpu().numpy(), moved, table))
@@ -51,7 +55,9 @@ def validate(model: MMLN, volumes: Sequence[Volume], levels: int, table: LabelTa
 
 
 @torch.no_grad()
-def validate_by_loss(model: MMLN, volumes: Sequence[Volume], levels: int, config: TrainConfig) -> dict[str, float]:
+def validate_by_loss(
+    model: MMLN, volumes: Sequence[Volume], levels: int, config: TrainConfig, once: bool = False
+) -> dict[str, float]:
     """Score a network, up to a pyramid level, by its loss on pairs without labels.
 
     All levels are measured alike, on the full-size images: their own losses could not be compared.
@@ -65,6 +71,8 @@ def validate_by_loss(model: MMLN, volumes: Sequence[Volume], levels: int, config
         Levels to run; the field of a coarser one is up-sampled.
     config : TrainConfig
         Which similarity, and the finest level's k.
+    once : bool, default=False
+        Run each level once.
 
     Returns
     -------
@@ -73,7 +81,7 @@ def validate_by_loss(model: MMLN, volumes: Sequence[Volume], levels: int, config
     """
     rows = []
     for fixed, moving in neighbouring_pairs(volumes):
-        out, displacement = _register(model, fixed, moving, levels)
+        out, displacement = _register(model, fixed, moving, levels, once)
         similarity = similarity_loss(
             fixed.scaled, warp(moving.scaled, displacement), config.loss.similarity, config.loss.window
         )
@@ -116,11 +124,11 @@ class Selection:
         what = f"mean Dice ({self.table.name})" if self.table else "loss"
         return f"{what} on {self.source} pairs"
 
-    def score(self, model: MMLN, levels: int) -> dict[str, float]:
+    def score(self, model: MMLN, levels: int, once: bool = False) -> dict[str, float]:
         """Return a network's scores up to a level; they begin with the one that decides."""
         if self.table:
-            return validate(model, self.volumes, levels, self.table)
-        return validate_by_loss(model, self.volumes, levels, self.config)
+            return validate(model, self.volumes, levels, self.table, once)
+        return validate_by_loss(model, self.volumes, levels, self.config, once)
 
     def worth(self, scores: dict[str, float]) -> float:
         """Return the number that is to be as large as possible."""
@@ -132,9 +140,9 @@ class Selection:
         return f"{key} {scores[key]:.4f}"
 
 
-def _register(model: MMLN, fixed: Volume, moving: Volume, levels: int) -> tuple[LevelOutput, Tensor]:
+def _register(model: MMLN, fixed: Volume, moving: Volume, levels: int, once: bool) -> tuple[LevelOutput, Tensor]:
     """Return a pair's last output, and its displacement on the full grid."""
-    out = model.run(fixed.scaled, moving.scaled, levels)[-1]
+    out = model.run(fixed.scaled, moving.scaled, levels, once)[-1]
     return out, resize_field(out.displacement, fixed.scaled.shape[2:])
 
 
