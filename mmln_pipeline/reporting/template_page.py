@@ -28,6 +28,7 @@ MEASURES = {
     "label_overlap": ("Label overlap", "", "of each brain's labels with those of all others (Crum et al., 2006)"),
 }
 """Columns of the table: how they are called, in which unit, and what they say."""
+_DIGITS = {"moved_mm": ".2f", "warp_mm": ".2f", "gradient_energy": ".5f", "label_overlap": ".3f"}
 
 
 def write_template_page(
@@ -68,7 +69,10 @@ def write_template_page(
         headings=[f"{title}{f', {unit}' if unit else ''}" for title, unit, _ in shown.values()],
         meanings=[(title, meaning) for title, _, meaning in shown.values()],
         rows=[
-            (int(row["iteration"]), ["" if pd.isna(row[key]) else write_number(row[key]) for key in shown])
+            (
+                int(row["iteration"]),
+                ["" if pd.isna(row[key]) else write_number(row[key], _DIGITS[key]) for key in shown],
+            )
             for _, row in table.iterrows()
         ],
         convergence=convergence,
