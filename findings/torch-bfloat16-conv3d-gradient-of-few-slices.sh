@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# torch 2.13.0, CPUs with AVX-512 and bfloat16: the gradient of a bfloat16 conv3d's weights is whatever the memory held when the
-# image has fewer slices (first axis) than the kernel, but more than one: 2 for a kernel of 3, 3 or 4 for one of 5. Outputs and
-# the image's gradient are right, and so is float32; few rows or columns do no harm. Deep U-Nets on small volumes get there.
+# torch 2.13.0, CPUs with AVX-512 and bfloat16: the gradient of a bfloat16 conv3d's weights is whatever the memory held when a small
+# image of 17 channels or more has fewer slices (first axis) than the kernel, but more than one: 2 for a kernel of 3, 3 or 4 for
+# one of 5. Outputs and the image's gradient are right, and so is float32; few rows or columns do no harm, and 2 slices of 48 x 56
+# voxels were right. Deep U-Nets on small volumes get there.
 # Tried only where the CPU has these instructions; elsewhere PyTorch takes another path.
 set -euo pipefail
 if ! grep -q avx512_bf16 /proc/cpuinfo; then

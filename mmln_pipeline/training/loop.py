@@ -146,6 +146,11 @@ def check_initial_weights(config: TrainConfig) -> None:
         )
 
 
+def weights_path(output: Path, config: TrainConfig) -> Path:
+    """Return where a run keeps the weights of its best validation."""
+    return output / f"{config.name}.safetensors"
+
+
 def check_checkpoint(path: Path, config: TrainConfig) -> None:
     """Check that a checkpoint was made with a configuration, as far as it decides what comes out, and has its weights.
 
@@ -167,7 +172,7 @@ def check_checkpoint(path: Path, config: TrainConfig) -> None:
                 f"{path} was made with another configuration: {key} is {theirs!r} there "
                 f"and {ours!r} here; give another output_dir, or delete the file to start afresh"
             )
-    best = path.parent / f"{config.name}.safetensors"
+    best = weights_path(path.parent, config)
     if content["progress"]["scores"] and not best.is_file():
         raise FileNotFoundError(f"{path} wants the weights of the best validation so far beside it, found no {best}")
 
@@ -236,7 +241,7 @@ class Trainer:
     @property
     def weights(self) -> Path:
         """The weights of the best validation so far."""
-        return self.output / f"{self.config.name}.safetensors"
+        return weights_path(self.output, self.config)
 
     def _train_stage(self, stage: int, stored: dict[str, Any] | None, deadline: float) -> bool:
         """Train one stage; return whether it got to its last step."""
