@@ -9,7 +9,9 @@ from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.images.brain import Brain
 from mmln_pipeline.images.volumes import brain_mask, load_image
+from mmln_pipeline.linear import affine
 from mmln_pipeline.linear.affine import estimate_affine, load_affine
+from mmln_pipeline.machine import devices
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, new_image
 from mmln_pipeline.space.itk import save_affine
@@ -70,15 +72,25 @@ def test_known_transform_is_recovered(rng, kind, degrees, scale, shift):
 def test_same_seed_same_matrix_whatever_the_threads(rng):
     moving = fake_brain(rng)
     fixed, _ = made_pair(moving, (5, 0, 3), 1.0, (4, 4, 0), (60, 58, 62), (1.2, 1.3, 1.2))
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    try:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(2)
-        first = estimate_affine(Brain(fixed), Brain(moving), "rigid", seed=7)
-        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == 2
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-        np.testing.assert_array_equal(first, estimate_affine(Brain(fixed), Brain(moving), "rigid", seed=7))
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    found = []
+    for count in (2, 1):
+        with devices.threads(count):
+            found.append(estimate_affine(Brain(fixed), Brain(moving), "rigid", seed=7))
+            assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == count
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_start_is_taken_where_it_lays_the_brains_onto_each_other(rng, monkeypatch):
+    moving = fake_brain(rng)
+    fixed, known = made_pair(moving, (15, -10, 12), 1.1, (8, -6, 5), (60, 58, 62), (1.2, 1.3, 1.2))
+    near, _ = known_matrix(fixed, (2, -2, 1), 1.01, (1, 0, -1))
+    far, _ = known_matrix(fixed, (0, 0, 0), 1.0, (20, 10, 0))
+    searched = []
+    search = affine._search
+    monkeypatch.setattr(affine, "_search", lambda *args: searched.append(args) or search(*args))
+    for start, expected in ((near, 0), (far, 1)):
+        found = estimate_affine(Brain(fixed), Brain(moving), start=known @ start)
+        assert corner_error(found, known, fixed) < 0.75 and len(searched) == expected
 
 
 def test_masks_single_out_the_brain(rng):

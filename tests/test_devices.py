@@ -20,6 +20,7 @@ from mmln_pipeline.machine.devices import (
     peak_memory_mb,
     resolve_device,
     set_threads,
+    threads,
 )
 
 
@@ -95,12 +96,18 @@ def test_threads_are_set_where_asked(monkeypatch):
         set_threads(0)
 
 
-def test_itk_gets_its_threads_for_the_block_and_its_own_back():
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    with pytest.raises(RuntimeError), itk_threads(before + 1):
-        assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before + 1
+def test_libraries_get_their_threads_for_the_block_and_their_own_back():
+    def count():
+        return sitk.ProcessObject.GetGlobalDefaultNumberOfThreads(), torch.get_num_threads()
+
+    itk, own = count()
+    with pytest.raises(RuntimeError), itk_threads(itk + 1):
+        assert count() == (itk + 1, own)
         raise RuntimeError
-    assert sitk.ProcessObject.GetGlobalDefaultNumberOfThreads() == before
+    with pytest.raises(RuntimeError), threads(own + 1):
+        assert count() == (own + 1, own + 1)
+        raise RuntimeError
+    assert count() == (itk, own)
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,9 @@ def atlas(monkeypatch):
 
     def threshold(image, seed=0):
         seeds.append(seed)
-        return new_image((np.asanyarray(image.dataobj) > 5).astype(np.uint8), image)
+        return new_image((np.asanyarray(image.dataobj) > 5).astype(np.uint8), image), np.eye(4)
 
-    monkeypatch.setattr(skullstrip, "find_brain", threshold)
+    monkeypatch.setattr(skullstrip, "locate_brain", threshold)
     return seeds
 
 
@@ -211,7 +211,7 @@ def test_head_without_a_brain_is_named(files, monkeypatch):
     def fail(image, seed=0):
         raise ValueError("affine alignment failed")
 
-    monkeypatch.setattr(skullstrip, "find_brain", fail)
+    monkeypatch.setattr(skullstrip, "locate_brain", fail)
     with pytest.raises(ValueError, match=r"head\.nii\.gz: looks like a raw head, but no brain.*--derivatives"):
         extracted(files["head"])
 
@@ -266,6 +266,6 @@ def test_head_that_cannot_be_stripped_fails_with_the_mend(heads, command, capsys
     def fail(image, seed=0):
         raise ValueError("affine alignment failed")
 
-    monkeypatch.setattr(skullstrip, "find_brain", fail)
+    monkeypatch.setattr(skullstrip, "locate_brain", fail)
     assert command("--participant-label", "01", bids=heads) == 1
     assert "no brain was found in it (affine alignment failed): give a brain mask by --derivatives" in one_error(capsys)

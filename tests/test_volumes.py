@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine, from_matvec
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import binary_fill_holes, gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from mmln_pipeline.images import volumes
@@ -15,6 +15,7 @@ from mmln_pipeline.images.volumes import (
     brain_mask,
     conform,
     correct_bias,
+    fill_holes,
     load_image,
     load_labels,
     looks_skull_stripped,
@@ -351,3 +352,12 @@ def test_real_heads_and_brains_are_told_apart(data_root):
         pytest.skip(f"{brain} or {head} is absent")
     assert looks_skull_stripped(load_image(brain))
     assert not looks_skull_stripped(load_image(head))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7, 0.9])
+def test_filled_holes_are_scipys(share):
+    """Also where a hole touches the border, and where the region is all or nothing."""
+    region = np.random.default_rng(3).random((12, 9, 14)) < share
+    assert np.array_equal(fill_holes(region), binary_fill_holes(region))
+    for constant in (np.zeros((3, 4, 5), bool), np.ones((3, 4, 5), bool)):
+        assert np.array_equal(fill_holes(constant), constant)

@@ -44,6 +44,8 @@ def init_alignment_wf(
         Skull-stripped template image.
     template_mask
         Brain mask of the template.
+    start_xfm
+        ITK affine, template world to T1w world, that may be near; where it is, nothing else is tried (optional).
 
     Outputs
     -------
@@ -62,7 +64,7 @@ def init_alignment_wf(
     if affine not in words:
         raise ValueError(f"affine: expected {', '.join(words[:-1])} or {words[-1]}, found {affine!r}")
     workflow.__desc__ = _describe(affine)
-    inputs = ["t1w_preproc", "t1w_mask", "template", "template_mask"] + ["t1w_lesion"] * has_lesion
+    inputs = ["t1w_preproc", "t1w_mask", "template", "template_mask", "start_xfm"] + ["t1w_lesion"] * has_lesion
     inputnode = pe.Node(IdentityInterface(fields=inputs), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=["affine_xfm", "seconds_affine"]), name="outputnode")
     affine_init = pe.Node(
@@ -76,6 +78,7 @@ def init_alignment_wf(
             ("template_mask", "fixed_mask"),
             ("t1w_preproc", "moving"),
             ("t1w_mask", "moving_mask"),
+            ("start_xfm", "start_xfm"),
         ]),
         (affine_init, outputnode, [("out_xfm", "affine_xfm"), ("seconds", "seconds_affine")]),
     ])  # fmt: skip

@@ -61,13 +61,17 @@ def init_preproc_wf(
         Brain mask on the grid of `t1w`.
     mask_source
         Where the mask came from, in words.
+    brain_xfm
+        Affine by which the embedded template found the brain, its world to T1w world; undefined where it did not.
     seconds_brain, seconds_bias
         Durations of the steps, s (`seconds_bias` only with `bias_correction`).
     """
     workflow = pe.Workflow(name=name)
     stripper = choose_stripper(skull_strip)
     workflow.__desc__ = _describe(skull_strip, stripper, bias_correction, has_mask)
-    outputs = ["t1w_preproc", "t1w_mask", "mask_source", "seconds_brain"] + ["seconds_bias"] * bias_correction
+    outputs = ["t1w_preproc", "t1w_mask", "mask_source", "brain_xfm", "seconds_brain"] + [
+        "seconds_bias"
+    ] * bias_correction
     inputnode = pe.Node(IdentityInterface(fields=["t1w"] + ["mask"] * has_mask), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 
@@ -95,6 +99,7 @@ def init_preproc_wf(
         (brain_extraction, outputnode, [
             ("out_mask", "t1w_mask"),
             ("source", "mask_source"),
+            ("out_xfm", "brain_xfm"),
             ("seconds", "seconds_brain"),
         ]),
     ])  # fmt: skip

@@ -250,6 +250,7 @@ def init_member_wf(
         (reference_wf, preproc_wf, [("outputnode.t1w", "inputnode.t1w")]),
         (inputnode, alignment_wf, [(key, f"inputnode.{key}") for key in ("template", "template_mask")]),
         (preproc_wf, alignment_wf, [(f"outputnode.{key}", f"inputnode.{key}") for key in brain]),
+        (preproc_wf, alignment_wf, [("outputnode.brain_xfm", "inputnode.start_xfm")]),
         (preproc_wf, outputnode, [(f"outputnode.{key}", key) for key in brain]),
         (alignment_wf, outputnode, [("outputnode.affine_xfm", "affine_xfm")]),
         (reference_wf, outputnode, [(f"outputnode.{kind}", kind) for kind in own]),

@@ -67,6 +67,8 @@ def init_template_wf(
         Its brain mask.
     mask_source
         Where that came from, in words.
+    brain_xfm
+        Affine by which the embedded template found the brain, its world to T1w world (optional).
     t1w_dseg, t1w_lesion
         Its labels and its lesion mask (each only for a scan that has one).
     seconds_reference, seconds_brain, seconds_bias
@@ -108,7 +110,9 @@ def init_template_wf(
     own = ["t1w_dseg"] * has_dseg + ["t1w_lesion"] * has_lesion
     template = ["template", "template_mask"]
     labels = ["template_dseg"] * bool(atlas)
-    inputnode = pe.Node(IdentityInterface(fields=["t1w", *prepared, *own, *template, *labels]), name="inputnode")
+    inputnode = pe.Node(
+        IdentityInterface(fields=["t1w", "brain_xfm", *prepared, *own, *template, *labels]), name="inputnode"
+    )
     outputnode = pe.Node(IdentityInterface(fields=keys), name="outputnode")
 
     alignment_wf = init_alignment_wf(
@@ -148,6 +152,7 @@ def init_template_wf(
     scored = ["qc_json", "qc_tsv", *(key for key in keys if key.startswith("figure_"))]
     workflow.connect([
         (inputnode, alignment_wf, _to_input(["t1w_preproc", "t1w_mask", *template] + ["t1w_lesion"] * has_lesion)),
+        (inputnode, alignment_wf, [("brain_xfm", "inputnode.start_xfm")]),
         (inputnode, registration_wf, _to_input(["t1w_preproc", "t1w_mask", *own, *template, *labels])),
         (inputnode, evaluation_wf, _to_input(["t1w", *prepared, *template] + ["t1w_lesion"] * has_lesion)),
         (alignment_wf, registration_wf, _between(["affine_xfm"])),

@@ -13,10 +13,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel import Nifti1Image
-from scipy import ndimage
 
 from mmln_pipeline.atlas.labels import BUNDLED, bundled_path, find_dseg_table, load_dseg_table
-from mmln_pipeline.images.volumes import brain_mask, load_image, load_labels, looks_skull_stripped, mask_array
+from mmln_pipeline.images.volumes import (
+    brain_mask,
+    fill_holes,
+    load_image,
+    load_labels,
+    looks_skull_stripped,
+    mask_array,
+)
 from mmln_pipeline.space.grids import Grid, new_image
 
 EMBEDDED = "MNI152NLin2009aSym"
@@ -156,7 +162,7 @@ def _embedded() -> Template:
     """Build the embedded template with its tissue labels (largest share of GM, WM, rest of the brain)."""
     labels = _embedded_labels()  # before the image is read: their shares take as much memory as the rest of a run
     grid, data = _read_nilearns("t1")
-    mask = ndimage.binary_fill_holes(data > 0)
+    mask = fill_holes(data > 0)
     labels[~mask] = 0
     image, mask_image, dseg = (new_image(array, grid) for array in (data, mask.astype(np.uint8), labels))
     for made in (image, mask_image, dseg):

@@ -117,6 +117,7 @@ class _BrainExtractionOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="image with zeros outside the brain")
     out_mask = File(exists=True, desc="brain mask (0/1) on the image's grid")
     source = traits.Str(desc="where the mask came from, in words")
+    out_xfm = File(desc="affine of the atlas method: ITK, embedded template's world -> image world; else undefined")
     seconds = traits.Float(desc="duration of the step, s")
 
 
@@ -140,7 +141,7 @@ class BrainExtraction(SimpleInterface):
         start = time.perf_counter()
         image = volumes.load_image(self.inputs.in_file, name="T1w")
         method = self._choose(image)
-        with devices.itk_threads(self.inputs.num_threads):
+        with devices.threads(self.inputs.num_threads):
             mask = self._find(method, image, runtime.cwd)
         share = self.inputs.dark_share if isdefined(self.inputs.dark_share) else volumes.DARK_SHARE
         data = volumes.make_unsigned(image, mask, share).get_fdata(dtype=np.float32)  # in what follows, 0 is no brain
@@ -170,7 +171,7 @@ class BrainExtraction(SimpleInterface):
         from mmln_pipeline.images.brain import Brain
 
         if method == "atlas":
-            return self._place_template(image)
+            return self._place_template(image, cwd)
         if method == "skip":
             return Brain(image).outline
         path = self._run_synthstrip(cwd) if method == "synthstrip" else self.inputs.in_mask
@@ -180,16 +181,19 @@ class BrainExtraction(SimpleInterface):
         threads = {"OMP_NUM_THREADS": str(self.inputs.num_threads)}
         return SynthStrip(in_file=self.inputs.in_file, environ=threads).run(cwd=cwd).outputs.out_mask
 
-    def _place_template(self, image):
-        from mmln_pipeline.linear.skullstrip import find_brain
+    def _place_template(self, image, cwd):
+        from mmln_pipeline.linear.skullstrip import locate_brain
+        from mmln_pipeline.space.itk import save_affine
 
         try:
-            return find_brain(image, seed=self.inputs.random_seed)
+            mask, matrix = locate_brain(image, seed=self.inputs.random_seed)
         except ValueError as error:
             raise ValueError(
                 f"{self.inputs.in_file}: looks like a raw head, but no brain was found in it ({error}): give a brain "
                 "mask by --derivatives, or --skull-strip skip if it is stripped"
             ) from error
+        self._results["out_xfm"] = str(save_affine(matrix, Path(cwd) / "template.mat"))
+        return mask
 
 
 def _load_mask(path, image, image_path):

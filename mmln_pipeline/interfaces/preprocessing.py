@@ -87,7 +87,7 @@ class CorrectBias(SimpleInterface):
         image = volumes.load_image(self.inputs.in_file, name="T1w")
         mask = optional(self.inputs.in_mask)
         mask = volumes.load_image(mask, name="brain mask") if mask else None
-        with devices.itk_threads(self.inputs.num_threads):
+        with devices.threads(self.inputs.num_threads):
             corrected = volumes.correct_bias(image, mask=mask)
         self._results["out_file"] = str(Path(runtime.cwd) / "corrected.nii.gz")
         volumes.save_image(corrected, self._results["out_file"])
@@ -102,6 +102,7 @@ class _AffineInitInputSpec(BaseInterfaceInputSpec):
     moving_mask = File(exists=True, desc="brain mask of the moving image")
     moving_lesion = File(exists=True, desc="where the moving image must not steer, on its grid")
     kind = traits.Enum(*find_option(Settings, "init").words, usedefault=True, desc="12, 6 or 0 degrees of freedom")
+    start_xfm = File(exists=True, desc="ITK affine that may be near: where it is, nothing else is tried")
     random_seed = make_trait(Settings, "random_seed")
     num_threads = traits.Int(1, usedefault=True, nohash=True, desc="processor threads")
 
@@ -122,7 +123,7 @@ class AffineInit(SimpleInterface):
         from mmln_pipeline.space.itk import save_affine
 
         start = time.perf_counter()
-        with devices.itk_threads(self.inputs.num_threads):
+        with devices.threads(self.inputs.num_threads):
             matrix = np.eye(4) if self.inputs.kind == "identity" else self._estimate()
         self._results["out_xfm"] = str(Path(runtime.cwd) / "affine.mat")
         save_affine(matrix, self._results["out_xfm"])
@@ -132,7 +133,7 @@ class AffineInit(SimpleInterface):
     def _estimate(self):
         from mmln_pipeline.images.brain import Brain
         from mmln_pipeline.images.volumes import load_image
-        from mmln_pipeline.linear.affine import estimate_affine
+        from mmln_pipeline.linear.affine import estimate_affine, load_affine
 
         images: dict[str, Any] = {}
         for key in ("fixed", "moving", "fixed_mask", "moving_mask", "moving_lesion"):
@@ -140,7 +141,8 @@ class AffineInit(SimpleInterface):
             images[key] = load_image(path, name=key) if path else None
         fixed = Brain(images["fixed"], images["fixed_mask"], name="fixed")
         moving = Brain(images["moving"], images["moving_mask"], images["moving_lesion"], "moving")
-        return estimate_affine(fixed, moving, self.inputs.kind, self.inputs.random_seed)
+        start = load_affine(self.inputs.start_xfm) if isdefined(self.inputs.start_xfm) else None
+        return estimate_affine(fixed, moving, self.inputs.kind, self.inputs.random_seed, start)
 
 
 class _ConformGridInputSpec(BaseInterfaceInputSpec):

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -117,8 +118,13 @@ class PlotRegistration(SimpleInterface):
         return runtime
 
     def _load(self):
-        """Load every image that was given; None for the others."""
+        """Load every image that was given, its voxels once; None for the others."""
         import nibabel as nb
+        import numpy as np
+
+        def load(path):
+            image: Any = nb.load(path)  # which would unpack the file each time that its voxels are asked for
+            return image.__class__(np.asanyarray(image.dataobj), image.affine, image.header)
 
         keys = (
             "fixed",
@@ -133,4 +139,4 @@ class PlotRegistration(SimpleInterface):
             "moving_labels",
         )
         paths = {key: optional(getattr(self.inputs, key)) for key in keys}
-        return {key: nb.load(path) if path else None for key, path in paths.items()}
+        return {key: load(path) if path else None for key, path in paths.items()}

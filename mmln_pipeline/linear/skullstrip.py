@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from mmln_pipeline.atlas.templates import Template, load_template
 from mmln_pipeline.images.brain import Brain
-from mmln_pipeline.images.volumes import conform, correct_bias
+from mmln_pipeline.images.volumes import conform, correct_bias, fill_holes
 from mmln_pipeline.linear.affine import estimate_affine
 from mmln_pipeline.space.grids import Grid, new_image
 
@@ -50,9 +50,27 @@ def find_brain(image: Nifti1Image, seed: int = 0) -> Nifti1Image:
     ValueError
         If no brain is found.
     """
+    return locate_brain(image, seed)[0]
+
+
+def locate_brain(image: Nifti1Image, seed: int = 0) -> tuple[Nifti1Image, np.ndarray]:
+    """Mask the brain of a raw head, and tell where the embedded template lies in it.
+
+    Parameters
+    ----------
+    image, seed
+        As of `find_brain`.
+
+    Returns
+    -------
+    mask : Nifti1Image
+        Likewise.
+    matrix : ndarray, shape (4, 4)
+        RAS+ mm, template world to image world: an affine.
+    """
     template = load_template()
     matrix = estimate_affine(Brain(template.image, template.mask), Brain(image), "affine", seed)
-    return mask_from_affine(image, template, matrix)
+    return mask_from_affine(image, template, matrix), matrix
 
 
 def mask_from_affine(image: Nifti1Image, template: Template, matrix: np.ndarray) -> Nifti1Image:
@@ -84,11 +102,11 @@ def mask_from_affine(image: Nifti1Image, template: Template, matrix: np.ndarray)
     head, guess = _surroundings(image, template, matrix)
     brain = _join_brain(_find_tissue(head, guess))
     closed = brain | (_depth(_depth(~brain) <= _SULCUS) > _SULCUS)
-    closed = ndimage.binary_fill_holes(closed)
+    closed = fill_holes(closed)
     # Positive in the mask, zero beyond this grid.
     height = _RIM + _depth(closed) - _depth(~closed)
     mask = np.asanyarray(conform(new_image(height.astype(np.float32), head), image).dataobj) > 0
-    return new_image(ndimage.binary_fill_holes(mask).astype(np.uint8), image)
+    return new_image(fill_holes(mask).astype(np.uint8), image)
 
 
 def _surroundings(image: Nifti1Image, template: Template, matrix: np.ndarray) -> tuple[Nifti1Image, np.ndarray]:

@@ -94,6 +94,18 @@ def itk_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run SimpleITK, PyTorch's CPU operators and what `parallel.at_once` calls on this many threads for the block."""
+    previous = torch.get_num_threads()
+    set_threads(count)
+    try:
+        with itk_threads(count):
+            yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+@contextmanager
 def kept_memory() -> Iterator[None]:
     """Let the C library keep freed memory during the block instead of handing it back to the system at once.
 

@@ -17,12 +17,11 @@ import torch
 from nibabel import Nifti1Image
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mmln_pipeline.atlas.labels import LabelTable
 from mmln_pipeline.fields.jacobian import jacobian_determinant, ndv
 from mmln_pipeline.images.brain import Brain
-from mmln_pipeline.images.volumes import looks_skull_stripped
+from mmln_pipeline.images.volumes import fill_holes, looks_skull_stripped
 from mmln_pipeline.scores import metrics, quality
 from mmln_pipeline.space.displacements import displacement_to_voxels
 from mmln_pipeline.space.transforms import Transform
@@ -185,7 +184,7 @@ def score_overlap(brain: NDArray, before: NDArray, after: NDArray) -> dict[str, 
     dict
         ``brain_overlap``: Dice of the two brains, ``before`` and ``after``.
     """
-    filled = ndimage.binary_fill_holes(brain).astype(np.uint8)  # dark voxels inside a stripped brain are brain
+    filled = fill_holes(brain).astype(np.uint8)  # dark voxels inside a stripped brain are brain
     masks = {"before": before, "after": after}
     overlap = {name: metrics.dice(filled, (mask != 0).astype(np.uint8)) for name, mask in masks.items()}
     return {"brain_overlap": {name: dice.get("1") for name, dice in overlap.items()}}
