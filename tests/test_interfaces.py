@@ -200,11 +200,12 @@ def test_plots(files):
         log_jacobian=str(Path("logj.nii.gz").absolute()),
         moving=files["moving"],
         moving_mask=files["mask"],
-        moving_labels=files["dseg"],
-        label_names={2: "brain"},
     )
     drawn = plot.run().outputs.get()
-    assert drawn.pop("seconds") > 0 and len(drawn) == 5
+    assert drawn.pop("seconds") > 0 and len(drawn) == 4
+    labels = interfaces.PlotLabels(in_file=files["moving"], in_dseg=files["dseg"], label_names={2: "brain"}).run()
+    drawn["out_labels"] = labels.outputs.out_file
+    assert labels.outputs.seconds > 0
     assert all("<svg" in Path(path).read_text() for path in drawn.values())
     stripped = Path(drawn["out_mask"]).read_text()
     plot.inputs.moving_head = files["fixed"]

@@ -6,7 +6,13 @@ from pathlib import Path
 from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
-from mmln_pipeline.interfaces import ConformGrid, NormalizeIntensity, PlotRegistration, RecordRegistration
+from mmln_pipeline.interfaces import (
+    ConformGrid,
+    NormalizeIntensity,
+    PlotLabels,
+    PlotRegistration,
+    RecordRegistration,
+)
 from mmln_pipeline.registration.settings import Settings
 
 
@@ -153,9 +159,10 @@ def init_evaluation_wf(
     if has_lesion:
         workflow.connect(inputnode, "t1w_lesion", plots, "moving_lesion")
     if has_atlas:
-        plots.inputs.label_names = dict(label_names or {})
+        plot_labels = pe.Node(PlotLabels(label_names=dict(label_names or {})), name="plot_labels", mem_gb=1)
         workflow.connect([
-            (inputnode, plots, [("atlas_dseg", "moving_labels")]),
-            (plots, outputnode, [("out_labels", "figure_labels")]),
+            (inputnode, plot_labels, [("t1w_preproc", "in_file"), ("atlas_dseg", "in_dseg")]),
+            (plot_labels, record, [("seconds", "seconds_labels")]),
+            (plot_labels, outputnode, [("out_file", "figure_labels")]),
         ])  # fmt: skip
     return workflow

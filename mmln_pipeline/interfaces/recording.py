@@ -29,6 +29,7 @@ class _RecordRegistrationInputSpec(BaseInterfaceInputSpec):
     seconds_bias = traits.Float(desc="duration of the bias correction, s")
     seconds_affine = traits.Float(desc="duration of the affine, s")
     seconds_figures = traits.Float(desc="duration of drawing the report's figures, s")
+    seconds_labels = traits.Float(desc="duration of drawing the labels, s")
     facts = traits.Dict(desc="what else the record should say: subject, template, model")
     sources = traits.Dict(
         traits.Str,
@@ -79,6 +80,7 @@ class RecordRegistration(SimpleInterface):
             "affine_init": optional(self.inputs.seconds_affine),
             **of_registration,
             "figures": optional(self.inputs.seconds_figures),
+            "label_figure": optional(self.inputs.seconds_labels),
         }
         known = {key: value for key, value in steps.items() if value is not None}
         # What the registration did between its stages counts too: its own total, not their sum.

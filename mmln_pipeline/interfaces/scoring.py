@@ -68,12 +68,10 @@ class _PlotRegistrationInputSpec(BaseInterfaceInputSpec):
     after = File(exists=True, mandatory=True, desc="moving image in the fixed world, registered")
     warp = File(exists=True, mandatory=True, desc="ITK displacement field of the transform, mm")
     log_jacobian = File(exists=True, mandatory=True, desc="log-Jacobian of the transform")
-    moving = File(exists=True, desc="moving brain on its native grid (for the figures of mask and labels)")
+    moving = File(exists=True, desc="moving brain on its native grid (for the figure of the mask)")
     moving_head = File(exists=True, desc="the same as it came, skull and all: what the mask is drawn on if given")
     moving_mask = File(exists=True, desc="brain mask on the moving image's grid")
     moving_lesion = File(exists=True, desc="lesion mask on the moving image's grid, drawn beside the brain mask")
-    moving_labels = File(exists=True, desc="fixed image's labels brought to the moving image")
-    label_names = traits.Dict(traits.Int, traits.Str, desc="names for the legend, by label number")
 
 
 class _PlotRegistrationOutputSpec(TraitedSpec):
@@ -82,7 +80,6 @@ class _PlotRegistrationOutputSpec(TraitedSpec):
     out_warp = File(exists=True, desc="warped grid (SVG)")
     out_jacobian = File(exists=True, desc="log-Jacobian map (SVG)")
     out_mask = File(exists=True, desc="brain mask on the moving image (SVG); undefined without a mask")
-    out_labels = File(exists=True, desc="labels on the moving image (SVG); undefined without labels")
 
 
 class PlotRegistration(SimpleInterface):
@@ -110,10 +107,6 @@ class PlotRegistration(SimpleInterface):
             mask, lesion = images["moving_mask"], images["moving_lesion"]
             head = images["moving"] if images["moving_head"] is None else images["moving_head"]
             figures.plot_brain_mask(head, mask, self._results["out_mask"], lesion=lesion)
-        if images["moving"] is not None and images["moving_labels"] is not None:
-            self._results["out_labels"] = str(cwd / "labels.svg")
-            names = optional(self.inputs.label_names)
-            figures.plot_labels(images["moving"], images["moving_labels"], self._results["out_labels"], names=names)
         self._results["seconds"] = time.perf_counter() - start
         return runtime
 
@@ -136,7 +129,6 @@ class PlotRegistration(SimpleInterface):
             "moving_head",
             "moving_mask",
             "moving_lesion",
-            "moving_labels",
         )
         paths = {key: optional(getattr(self.inputs, key)) for key in keys}
         return {key: load(path) if path else None for key, path in paths.items()}

@@ -1,5 +1,6 @@
 """Nipype interfaces for labels on the T1w grid: fused from several atlases, measured, scored and drawn."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,7 @@ class _PlotLabelsInputSpec(BaseInterfaceInputSpec):
 
 class _PlotLabelsOutputSpec(TraitedSpec):
     out_file = File(exists=True, desc="outlines of the labels on the image (SVG)")
+    seconds = traits.Float(desc="duration of the step, s")
 
 
 class PlotLabels(SimpleInterface):
@@ -129,10 +131,12 @@ class PlotLabels(SimpleInterface):
         from mmln_pipeline.images.volumes import load_image, load_labels
         from mmln_pipeline.reporting.figures import plot_labels
 
+        start = time.perf_counter()
         self._results["out_file"] = str(Path(runtime.cwd) / "labels.svg")
         image = load_image(self.inputs.in_file, name="T1w")
         labels = load_labels(self.inputs.in_dseg, name="labels")
         plot_labels(image, labels, self._results["out_file"], names=optional(self.inputs.label_names))
+        self._results["seconds"] = time.perf_counter() - start
         return runtime
 
 

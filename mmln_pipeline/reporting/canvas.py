@@ -198,5 +198,5 @@ def _repack(found: re.Match) -> str:
         is_grey = red.tobytes() == green.tobytes() == blue.tobytes()
         picture = red if is_grey else picture.convert("RGB")
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
