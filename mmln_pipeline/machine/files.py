@@ -83,6 +83,8 @@ def why_unreadable(path: str | os.PathLike[str]) -> str | None:
         What follows the file's name in a message; None where the content is there.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return "is no regular file"  # a pipe would be waited for
     try:
         with path.open("rb") as file:
             head = file.read(64)
