@@ -99,6 +99,11 @@ def why_unreadable(path: str | os.PathLike[str]) -> str | None:
     return None if head else "is empty"
 
 
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Tell whether two paths lead to one file, by whatever names; what is not there is no file."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
 def existing_part(path: Path) -> Path:
     """Return a path, or the nearest folder above it that is there: what decides whether the rest can be made."""
     return next(part for part in (path, *path.absolute().parents) if part.exists())
