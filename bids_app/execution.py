@@ -17,6 +17,7 @@ from nipype.utils.filemanip import indirectory
 
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.plugin_option import CLUSTER, POOL, Plugin, plugin_class
+from mmln_pipeline.bids_app.signals import stop_later
 from mmln_pipeline.bids_app.slurm_jobs import ListedTracebacks, SlurmJobs
 from mmln_pipeline.bids_app.step_teller import SECONDS, StepTeller, count_steps
 from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
@@ -135,6 +136,9 @@ def configure_nipype(config: Config) -> None:
 
 def _make_runner(config: Config, arguments: dict, plugin: Plugin | None = None) -> PluginBase:
     """Choose the plugin: the one asked for, else this process for one processor, and worker processes for more."""
+    if plugin is None and config.nprocs == 1:
+        with stop_later():  # torch ends the process where an import of it is interrupted
+            import torch  # noqa: F401
     name, given = plugin or Plugin("Linear" if config.nprocs == 1 else POOL, {})
     if name == CLUSTER:
         return SlurmJobs(plugin_args={**given, **arguments})

@@ -173,7 +173,7 @@ def _read_record(json_path: Path, tsv_path: Path) -> dict[str, Value]:
             record = read(path)
         except FileNotFoundError:
             reasons.append(f"{path.name} is missing")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             reasons.append(f"{path.name} cannot be read ({' '.join(str(error).split())})")
         else:
             if isinstance(record.get("template"), str):

@@ -28,7 +28,7 @@ OTHER_FOLDERS = re.compile("func|dwi|fmap|perf|pet|eeg|meg|ieeg|beh|motion|nirs|
 """Folders in which no anatomical image lies."""
 ANATOMICAL = re.compile("(sub|ses)-[^_]+|anat")
 """Folders on the way to anatomical images."""
-LISTED = (".nii.gz", ".nii", ".mgz", ".mgh")
+LISTED = (".nii.gz", ".nii", ".mgz", ".mgh", ".img", ".mnc", ".nrrd")
 """What is listed: images that can be read, and masks and labels that cannot, so as to say so."""
 RAW, DERIVATIVES = ("bids",), ("bids", "derivatives")
 """PyBIDS's lists of entities for the two kinds of dataset."""
@@ -133,7 +133,7 @@ def list_files(root: Path, subjects: Sequence[str] = ()) -> Listing:
                 continue
             if not name.isprintable():  # no database or terminal takes it
                 strays[ascii(_below(root, path))[1:-1]] = "expected a name of printable characters (UTF-8)"
-            elif name.endswith(LISTED) and not name.startswith("."):
+            elif name.lower().endswith(LISTED) and not name.startswith("."):
                 names.append(_below(root, path))
             elif ANATOMICAL.fullmatch(name) and path.is_symlink():  # a folder, if it were there
                 closed[_below(root, path)] = str(why_unreadable(path))
@@ -264,7 +264,7 @@ def _open(listing: Listing, kinds: Sequence[str], database: Path | None = None) 
                 database_path=database and str(database),
                 indexer=lambda layout: _fill(layout, listing),
             )
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, IsADirectoryError, PermissionError) as error:
             description = listing.root / "dataset_description.json"
             raise UsageError(f"{description}: PyBIDS cannot read it: {type(error).__name__}: {error}") from error
 

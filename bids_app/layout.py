@@ -86,7 +86,9 @@ def find_scans(config: Config) -> Found:
     scans, unreadable = _to_scans(images, companions)
     scans = add_files(config, join_scans(scans, config.subject_anatomical_reference), filters)
     failed = _find_failed(scans, unreadable, [listing, *listings.values()]) | _find_closed(config, listing, scans)
-    skipped = {Path(name).name: reason for name, reason in left_out.items()} | _find_skipped(config, images, details)
+    skipped = {Path(name).name: reason for name, reason in left_out.items()} | _find_skipped(
+        config, images, listing, details
+    )
     return Found(
         scans,
         {name: reason for name, reason in skipped.items() if name not in failed},
@@ -260,13 +262,17 @@ def _explain(config: Config, subject: str, listing: Listing, left_out: Mapping[s
     reasons = _closed_to(listing, subject)
     reasons += [f"{Path(name).name}: {why}" for name, why in left_out.items() if is_of_subject(name, subject)]
     names = listing.of_subject(subject)
-    uniform = [Path(name).name for name in names if name.endswith(UNIFORM)]
-    if uniform:
-        reasons.append(f"only UNIT1, the uniform image of MP2RAGE: {uniform[0]}: make a T1w image of it")
+    reasons += _find_uniform(names)
     folder = config.bids_dir / f"sub-{subject}"
     if not names and not reasons and folder.is_dir() and not any(folder.iterdir()):
         reasons.append(f"its folder is empty: in a DataLad dataset, `datalad get -n {folder}` brings what is in it")
     return f" ({reasons[0]})" if reasons else ""
+
+
+def _find_uniform(names: Sequence[str]) -> list[str]:
+    """Say that uniform images stand in the place of a T1w image, where some do."""
+    uniform = [Path(name).name for name in names if name.endswith(UNIFORM)]
+    return [f"only UNIT1, the uniform image of MP2RAGE: {name}: make a T1w image of it" for name in uniform[:1]]
 
 
 def _check_found(
@@ -295,7 +301,9 @@ def _narrowed(config: Config) -> str:
     return " with these sessions and filters" if config.session_label or config.bids_filter_file else ""
 
 
-def _find_skipped(config: Config, images: Sequence[File], details: Mapping[str, str]) -> dict[str, str]:
+def _find_skipped(
+    config: Config, images: Sequence[File], listing: Listing, details: Mapping[str, str]
+) -> dict[str, str]:
     """Say which subjects and which of their sessions have no T1w image that is asked for."""
     entities = [image.entities for image in images]
     found = {(own["subject"], own.get("session")) for own in entities}
@@ -309,5 +317,8 @@ def _find_skipped(config: Config, images: Sequence[File], details: Mapping[str, 
         there = sorted(path.name[4:] for path in (config.bids_dir / f"sub-{subject}").glob("ses-*") if path.is_dir())
         for session in config.session_label or there:
             if (subject, session) not in found:
-                skipped[f"sub-{subject}_ses-{session}"] = reason if session in there else "no such session"
+                folder = f"sub-{subject}/ses-{session}/"
+                uniform = _find_uniform([name for name in listing.of_subject(subject) if name.startswith(folder)])
+                why = "".join([reason, *(f" ({cause})" for cause in uniform)])
+                skipped[f"sub-{subject}_ses-{session}"] = why if session in there else "no such session"
     return skipped

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 GRACE_S = 5.0
 """How long the main thread may take to notice; a filter of ITK that is running in it does not, until it ends."""
+_RECEIVED: list[int] = []
+"""Signals that asked this run to stop."""
 STOPPED = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "its terminal was closed"}
 
 
@@ -35,6 +37,7 @@ def stop_on_signals() -> Iterator[None]:
         yield
     finally:
         is_done.set()
+        _RECEIVED.clear()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -65,6 +68,12 @@ def stop_later() -> Iterator[None]:
         _stop(received[0], None)
 
 
+def heed() -> None:
+    """Stop now where a stop was asked for and got lost: native code may turn `KeyboardInterrupt` into another error."""
+    if _RECEIVED:
+        raise KeyboardInterrupt(_RECEIVED[0])
+
+
 def say_stopped(number: int = signal.SIGINT) -> int:
     """Say why the program stops, and return its exit code.
 
@@ -89,6 +98,7 @@ def _number(name: str) -> int | None:
 
 
 def _stop(number: int, frame: object) -> None:
+    _RECEIVED.append(number)
     raise KeyboardInterrupt(number)
 
 

@@ -9,6 +9,7 @@ from nipype.interfaces.utility import IdentityInterface
 from nipype.pipeline import engine as pe
 
 from mmln_pipeline.bids_app.run_log import LOGGER
+from mmln_pipeline.bids_app.signals import heed
 from mmln_pipeline.machine.forecast import Forecast
 
 SECONDS = {
@@ -72,6 +73,7 @@ class StepTeller:
         self._results: dict[str, float] = {}
 
     def __call__(self, node: pe.Node, status: str) -> None:
+        heed()
         step, kind = self._describe(node), find_kind(node.name)
         if status == "start":
             self._results[node.fullname] = _age_of_result(node)

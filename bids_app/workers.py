@@ -19,6 +19,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, run_node
 from nipype.utils.misc import str2bool
 
 from mmln_pipeline.bids_app.signals import stop_later
+from mmln_pipeline.registration.result import QualityWarning
 from mmln_pipeline.space.placement import HeaderWarning
 
 LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
@@ -126,7 +127,7 @@ class WorkerPool(MultiProcPlugin):
 
 
 def set_loudness(level: int | None) -> None:
-    """Set how much is said in this process, by Nipype and of headers.
+    """Set how much is said in this process, by Nipype, of headers and of quality.
 
     Parameters
     ----------
@@ -134,6 +135,7 @@ def set_loudness(level: int | None) -> None:
         Level of Nipype's loggers, as in `logging`; None leaves them.
     """
     warnings.simplefilter("ignore", HeaderWarning)  # told before the work began
+    warnings.simplefilter("ignore", QualityWarning)  # told with the results
     if level is not None:
         for name in LOGGERS:
             logging.getLogger(name).setLevel(level)

@@ -1,6 +1,7 @@
 """Which masks and labels belong to an image, what is said of the others, and what a file that is not there costs."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -79,6 +80,8 @@ NEAR = [
     (PLAIN, "sub-01/anat/sub-01_mask.nii.gz", "expected desc-brain, found no desc"),
     (PLAIN, "sub-01/anat/sub-01_label-brain_mask.nii.gz", "expected desc-brain, found no desc"),
     (PLAIN, "sub-01/anat/sub-01_desc-brain_mask.mgz", "expected .nii.gz or .nii, found .mgz"),
+    (PLAIN, "sub-01/anat/sub-01_desc-brain_mask.NII.GZ", "expected .nii.gz or .nii, found .NII.GZ"),
+    (PLAIN, "sub-01/anat/sub-01_dseg.img", "expected .nii.gz or .nii, found .img"),
     (PLAIN, "sub-55/anat/sub-55_desc-brain_mask.nii.gz", "there is no T1w image of sub-55"),
     (SESSIONS[:1], "sub-01/ses-2/anat/sub-01_ses-2_desc-brain_mask.nii.gz", "ses-2, not ses-1 as sub-01_ses-1_T1w"),
     (PLAIN, "sub-01/anat/sub-01_space-MNI_desc-brain_mask.nii.gz", "space-MNI, not no space as sub-01_T1w.nii.gz"),
@@ -95,7 +98,7 @@ def test_near_misses_are_named(dataset, images, mask, words):
     assert line.startswith("m: ") and mask.split("/")[-1] in line and words in line
 
 
-@pytest.mark.parametrize(("images", "mask", "words"), [NEAR[1], NEAR[3], NEAR[6]])
+@pytest.mark.parametrize(("images", "mask", "words"), [NEAR[1], NEAR[3], NEAR[8]])
 def test_a_dataset_of_which_nothing_fits_is_refused(dataset, tmp_path, images, mask, words):
     with pytest.raises(indexing.UsageError, match=f"--derivatives m={tmp_path / 'm'}: nothing of it fits") as caught:
         dataset(images, [mask])
@@ -261,6 +264,8 @@ def test_reasons_for_files_that_cannot_be_read(tmp_path):
     assert why_unreadable(path) == "no such file"
     path.mkdir()
     assert "cannot be read" in why_unreadable(path)
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    assert why_unreadable(tmp_path / "pipe.nii.gz") == "is no regular file"
 
 
 # ------------------------------------------------------------------------------------------------- hemispheres

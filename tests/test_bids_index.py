@@ -164,6 +164,17 @@ def test_odd_description(growing, command, capsys, dataset, content, words):
     assert words in line and str(path) in line
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_folder_in_the_place_of_the_description(growing, command, capsys, kept):
+    root, _ = growing
+    path = root / "raw/dataset_description.json"
+    path.unlink()
+    path.mkdir()
+    options = ["--bids-database-dir", root / "index"] if kept else []
+    assert command("--dry-run", "--skip-bids-validation", *options, bids=root / "raw") == 2
+    assert str(path) in one_error(capsys)
+
+
 def test_makers_of_any_shape(growing, command, capsys):
     """PyBIDS refuses some of them; nothing ends in a traceback."""
     root, _ = growing

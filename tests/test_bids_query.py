@@ -194,9 +194,13 @@ def test_subjects_with_nothing_but_a_uniform_image_are_named(tmp_path, command, 
     write_image(make_brain(), tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz")
     for name in ("UNIT1", "inv-1_part-mag_MP2RAGE"):
         write_image(make_brain(), tmp_path / f"raw/sub-02/anat/sub-02_{name}.nii.gz")
+    write_image(make_brain(), tmp_path / "raw/sub-03/ses-a/anat/sub-03_ses-a_T1w.nii.gz")
+    write_image(make_brain(), tmp_path / "raw/sub-03/ses-b/anat/sub-03_ses-b_UNIT1.nii.gz")
     assert command("--dry-run", bids=tmp_path / "raw") == 0
+    said = capsys.readouterr().out
+    assert "sub-03_ses-b: skipped, no T1w image (only UNIT1, the uniform image of MP2RAGE: sub-03_ses-b_UNIT1" in said
     line = "sub-02: skipped, no T1w image (only UNIT1, the uniform image of MP2RAGE: sub-02_UNIT1.nii.gz"
-    assert line in capsys.readouterr().out
+    assert line in said
     assert command("--participant-label", "02", bids=tmp_path / "raw") == 2
     assert "no T1w image of sub-02 (only UNIT1" in one_error(capsys)
 

@@ -13,7 +13,8 @@ from mmln_pipeline import __version__, weights
 from mmln_pipeline.cli import commands, main, registering
 from mmln_pipeline.cli.parser import build_parser
 from mmln_pipeline.network.architecture import NetworkConfig
-from mmln_pipeline.space.itk import save_affine
+from mmln_pipeline.space.displacements import DisplacementField
+from mmln_pipeline.space.itk import save_affine, save_displacement
 
 COMMANDS = ("register", "apply", "convert", "evaluate", "train", "models")
 SHAPE = (16, 18, 20)
@@ -339,6 +340,31 @@ def test_apply_keeps_its_own_input(tmp_path, capsys):
     options = ["--transform", str(tmp_path / "x.mat"), "--reference", str(tmp_path / "a.nii")]
     assert main(["apply", *options, "--output", str(tmp_path / "." / "a.nii"), str(tmp_path / "a.nii")]) == 2
     assert "is the input itself" in error_line(capsys) and (tmp_path / "a.nii").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["{}", "inverse:{}", "[{},1]", "[ {} , 0 ]"])
+@pytest.mark.parametrize("command", ["apply", "convert"])
+def test_a_transform_is_not_written_over_by_any_name(files, capsys, command, name):
+    save_displacement(DisplacementField(np.zeros((*SHAPE, 3), np.float32), np.eye(4)), files / "warp.nii.gz")
+    (files / "link.nii.gz").symlink_to("warp.nii.gz")
+    before, brain = (files / "warp.nii.gz").read_bytes(), str(files / "brain.nii.gz")
+    options = {"apply": ["-r", brain, brain], "convert": ["-f", brain, "-m", brain, "--to", "fsl"]}[command]
+    transform = ["-t", name.format(files / "warp.nii.gz")]
+    assert main([command, *transform, "-o", str(files / "link.nii.gz"), *options]) == 2
+    assert "is the transform itself" in error_line(capsys) and (files / "warp.nii.gz").read_bytes() == before
+
+
+def test_register_keeps_its_own_inputs(files, network, capsys):
+    moved = (files / "brain.nii.gz").rename(files / "moved.nii.gz")
+    before = moved.read_bytes()
+    pair = ["--fixed", str(moved), "--moving", str(moved), "--init", "identity", "--refine", "0"]
+    assert main(["register", *pair, "--output-dir", str(files)]) == 2
+    assert f"--fixed: '{moved}' lies where a result goes" in error_line(capsys)
+    (files / "pairs.tsv").write_text(f"name\tfixed\tmoving\na\t{moved}\t{moved}\n")
+    (files / "a").symlink_to(files)
+    assert main(["register", "--pairs", str(files / "pairs.tsv"), *pair[4:], "--output-dir", str(files)]) == 1
+    assert "lies where a result goes" in capsys.readouterr().err and moved.read_bytes() == before
+    assert main(["register", *pair, "--output-dir", str(files), "--outputs", "warp"]) == 0
 
 
 @pytest.mark.parametrize(("interpolation", "warned"), [("linear", True), ("label", False)])

@@ -215,6 +215,17 @@ def test_short_memory_is_told_in_the_same_words(error):
     assert error.split(": ")[-1][:20] in cause
 
 
+def test_a_file_that_went_is_told_as_one_that_is_not_there(tmp_path):
+    path = tmp_path / "sub-01_T1w.nii.gz"
+    path.symlink_to("gone")
+    said = (
+        f"must be a pathlike object or string representing an existing file, but a value of '{path}' <class 'str'> was"
+    )
+    trait = "traits.trait_errors.TraitError: The 'out_file' trait of a Spec instance"
+    cause = find_cause(f"Traceback (most recent call last):\n{trait} {said} specified.\n")
+    assert cause.startswith(f"{path}: is a dangling link") and "datalad get" in cause
+
+
 def test_a_job_out_of_memory_is_told_in_the_words_of_its_scheduler():
     told = "SLURM job 7 on n1 ran out of memory: ask for more by --mem= in sbatch_args; its log: slurm-7.out"
     assert find_cause(f"Traceback (most recent call last):\n  File 'x', line 1\nChildProcessError: {told}\n") == told

@@ -132,6 +132,14 @@ def test_a_brain_of_another_species_is_refused_by_name(small, model):
         register(**pair, model=model, device="cpu")
 
 
+@pytest.mark.parametrize("flat", ["fixed", "moving"])
+def test_an_image_of_one_intensity_is_refused_by_name(flat, model):
+    pair = {name: make_brain() for name in ("fixed", "moving")}
+    pair[flat] = nib.Nifti1Image(np.full(pair[flat].shape, 5, np.float32), pair[flat].affine)
+    with pytest.raises(ValueError, match=rf"{flat} image: expected an image of a brain, found 5 in all \d+ voxels"):
+        register(**pair, model=model, device="cpu")
+
+
 def test_a_warp_is_no_linear_start(result, model):
     with pytest.raises(ValueError, match="init: expected a linear transform, found <Transform: DisplacementField"):
         register(make_brain(), make_brain(1.0), init=result.transform, model=model, device="cpu")

@@ -15,6 +15,7 @@ import pytest
 from browser import DESKTOP, browser, check_page, needs_chromium
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from mmln_pipeline.bids_app.finished import _read_record
 from mmln_pipeline.reporting import figures, record, shown_scores
 from mmln_pipeline.reporting.mosaic import lay_out
 from mmln_pipeline.reporting.page import write_subject_report
@@ -488,3 +489,15 @@ def test_page_is_worked_by_keyboard_without_scripts(dataset, browser):
         browser.press("ArrowRight", 39)
         shown.append(browser.evaluate(opacity))
     assert shown == ["0", "0.25", "0.5", "0.75", "1"]
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"template": ["a"]}', "[" * 100_000, "{", b"\xff\xfe"])
+def test_one_odd_record_is_left_out(tmp_path, content):
+    for number, text in enumerate(('{"template": "a"}', content), start=1):
+        path = tmp_path / f"sub-{number}/anat/sub-{number}_desc-registration_qc.json"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert record.read_records(tmp_path) == {"sub-1": {"template": "a"}}
+    if "template" not in str(content):  # the group level takes a list of words for text
+        with pytest.raises(ValueError, match=r"registration_qc\.json (cannot be read|names no template)"):
+            _read_record(path, path.with_suffix(".tsv"))

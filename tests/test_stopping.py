@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from nipype.interfaces.utility import Function
 from nipype.pipeline import engine as pe
 
+from mmln_pipeline.bids_app import execution, signals
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.execution import run_workflow
 from mmln_pipeline.bids_app.invocation import Config
@@ -223,3 +225,47 @@ def test_killed_worker_costs_its_own_scan(tmp_path):
 def keep(value):
     """Pass a value on."""
     return value
+
+
+# ------------------------------------------------------------------------------------------- a stop is not lost
+
+
+def swallow(path):
+    """Be stopped, and make another error of it, as native code does."""
+    import os
+    import signal
+    import time
+
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except KeyboardInterrupt as stop:
+        raise SystemError("a library's") from stop
+
+
+def test_a_stop_that_a_step_swallows_ends_the_run(tmp_path):
+    workflow = pe.Workflow(name="swallowing_wf", base_dir=str(tmp_path / "work"))
+    for number in range(2):
+        node = pe.Node(Function(function=swallow, output_names=["out"]), name=f"step{number}")
+        node.inputs.path = str(number)
+        workflow.add_nodes([node])
+    config = Config(tmp_path, tmp_path / "out", nprocs=1, omp_nthreads=1, work_dir=tmp_path / "work")
+    with pytest.raises(KeyboardInterrupt) as stop, signals.stop_on_signals():
+        run_workflow(workflow, config, [])
+    assert stop.value.args == (signal.SIGTERM,)
+    assert len(list((tmp_path / "out").rglob("crash-*.txt"))) == 1  # the second step was not begun
+
+
+def test_torch_is_loaded_where_a_stop_waits(tmp_path, monkeypatch):
+    """Torch ends the process (SIGABRT) where the first import of it is interrupted."""
+    order = []
+
+    @contextmanager
+    def waiting():
+        order.append("wait")
+        yield
+        order.append("torch" in sys.modules)
+
+    monkeypatch.setattr(execution, "stop_later", waiting)
+    execution._make_runner(Config(tmp_path, tmp_path / "out", nprocs=1, omp_nthreads=1), {})
+    assert order == ["wait", True]

@@ -451,3 +451,86 @@ def test_errors_name_bad_values(rng):
         displacement_from_voxels(np.zeros((7, 7, 7, 3)), np.eye(4))
     with pytest.raises(ValueError, match=r"\(N, 3\), found"):
         Transform().map_points((1.0, 2.0, 3.0))
+
+
+# -------------------------------------------------------------------------------------------- files of ITK's in HDF5
+
+
+def itk_composite(path, *members):
+    """Write ITK's composite of an affine, a small field and more, by ITK."""
+    field = sitk.GetImageFromArray(np.full((4, 5, 6, 3), 0.5), isVector=True)
+    chain = [sitk.AffineTransform(3), sitk.DisplacementFieldTransform(field), *members]
+    sitk.WriteTransform(sitk.CompositeTransform(chain), str(path))
+    return path
+
+
+def change(path, name, value, member="2"):
+    """Put other numbers in the place of a member's; the second is the field."""
+    with h5py.File(path, "r+") as file:
+        del file[f"TransformGroup/{member}/{name}"]
+        file[f"TransformGroup/{member}/{name}"] = value
+    return path
+
+
+@pytest.mark.parametrize("spelling", ["Transform", "Tranform"])
+def test_every_linear_kind_of_a_composite_is_read_as_itk_reads_it(tmp_path, rng, spelling):
+    kinds = [
+        sitk.Euler3DTransform((1.0, 2, 3), 0.1, -0.2, 0.3, (4.0, 5, 6)),
+        sitk.VersorRigid3DTransform((0.0, 0, 1), 0.3, (1.0, 2, 3), (3.0, 2, 1)),
+        sitk.Similarity3DTransform(1.1, (1.0, 0, 0), 0.2, (0.0, 1, 2), (1.0, 1, 2)),
+        sitk.ScaleTransform(3, (1.1, 0.9, 1.2)),
+        sitk.TranslationTransform(3, (1 / 3, 0.0, -7.0)),
+        sitk.Transform(3, sitk.sitkIdentity),
+    ]
+    path = itk_composite(tmp_path / "x.h5", *kinds)
+    theirs = sitk.ReadTransform(str(path))
+    with h5py.File(path, "r+") as file:  # ITK 4, with which many old files were written, spells it so
+        for group in list(file["TransformGroup"].values())[1:]:
+            for name in ("TransformParameters", "TransformFixedParameters"):
+                group.move(name, name.replace("Transform", spelling, 1))
+    ours, points, flip = read_transform(path), rng.normal(size=(9, 3)), np.array([-1, -1, 1])
+    expected = [np.array(theirs.TransformPoint((point * flip).tolist())) * flip for point in points]
+    np.testing.assert_allclose(ours.map_points(points), expected, atol=1e-6)
+
+
+def test_a_damaged_composite_is_refused_by_us_alone(tmp_path, rng, capfd):
+    whole = Transform((smooth_field(rng, np.eye(4)), some_affine())).save(tmp_path / "whole.h5")
+    content = whole.read_bytes()
+    for name, damaged in {
+        "half": content[: len(content) // 2],
+        "heap": content[:2000] + bytes(200) + content[2200:],
+        "numbers": content[:-3000] + bytes(reversed(content[-3000:-2000])) + content[-2000:],
+    }.items():
+        (tmp_path / f"{name}.h5").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"transform .*{name}\.h5: not a readable ITK transform"):
+            read_transform(tmp_path / f"{name}.h5")
+    assert capfd.readouterr() == ("", "")  # HDF5 would say much
+
+
+def test_a_field_that_promises_more_than_its_file_holds_takes_no_memory(tmp_path):
+    place = [6, 5, 4, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1.0]
+    for size in (4000, -6, 5.5, 1e30):
+        path = change(itk_composite(tmp_path / "size.h5"), "TransformFixedParameters", [size, *place[1:]])
+        with pytest.raises(ValueError, match=r"size\.h5: .* voxels of 1x1x1 mm cannot have 360 numbers"):
+            read_transform(path)
+    with h5py.File(
+        change(itk_composite(path), "TransformFixedParameters", [4000, 4000, 4000, *place[3:]]), "r+"
+    ) as file:
+        group = file["TransformGroup/2"]
+        del group["TransformParameters"]
+        group.create_dataset("TransformParameters", (3 * 4000**3,), "f8", chunks=(2**20,))
+    with pytest.raises(ValueError, match=r"size\.h5: .*promises 192000000000 numbers .* does not hold them"):
+        read_transform(path)
+
+
+def test_a_field_with_bad_numbers_is_named(tmp_path):
+    field = np.zeros((5, 6, 7, 1, 3), np.float32)
+    field[1, 2, 3] = np.nan
+    image = nib.Nifti1Image(field, np.eye(4))
+    image.header.set_intent("vector")
+    nib.save(image, tmp_path / "nan.nii.gz")
+    with pytest.raises(ValueError, match=r"nan\.nii\.gz: .*expected finite offsets, found 3 of 630 not"):
+        read_transform(tmp_path / "nan.nii.gz")
+    nans = change(itk_composite(tmp_path / "nan.h5"), "TransformParameters", np.full(12, np.nan), "1")
+    with pytest.raises(ValueError, match=r"nan\.h5: .*expected finite parameters of AffineTransform"):
+        read_transform(nans)

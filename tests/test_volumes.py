@@ -1,6 +1,7 @@
 """Reading, checking, conforming and normalising images; and files that are whole or not there."""
 
 import gzip
+import struct
 
 import nibabel as nib
 import numpy as np
@@ -104,6 +105,16 @@ def test_missing_unreadable_and_foreign_files(tmp_path):
         load_image(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize(("where", "number", "words"), [(4, 0, "Dimensions"), (20, 77, "KeyError 77")])
+def test_freesurfer_headers_that_nibabel_refuses(tmp_path, where, number, words):
+    nib.save(nib.MGHImage(np.ones(SHAPE, np.float32), np.eye(4)), tmp_path / "a.mgz")
+    content = bytearray(gzip.decompress((tmp_path / "a.mgz").read_bytes()))
+    struct.pack_into(">i", content, where, number)
+    (tmp_path / "a.mgz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=rf"fixed image .*a\.mgz: cannot be read \({words}"):
+        load_image(tmp_path / "a.mgz", "fixed image")
+
+
 def test_short_memory_is_not_the_files_fault(tmp_path, rng, monkeypatch):
     def read(path):
         raise MemoryError
@@ -160,6 +171,9 @@ def test_labels_are_whole_numbers(tmp_path):
     labels = np.asanyarray(load_labels(tmp_path / "a.nii").dataobj)
     assert labels.dtype == np.int64
     np.testing.assert_array_equal(labels, data * 10**10)
+    large = np.where(data == 3, 2**64 - 1, data.astype(np.uint64))
+    nib.save(nib.Nifti1Image(large, np.eye(4), dtype=np.uint64), tmp_path / "a.nii")
+    np.testing.assert_array_equal(np.asanyarray(load_labels(tmp_path / "a.nii").dataobj), large)
     write(tmp_path / "a.nii", (data * 1e17).astype(np.float64))
     with pytest.raises(ValueError, match="expected labels of at most 64 bits"):
         load_labels(tmp_path / "a.nii")

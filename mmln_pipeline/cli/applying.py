@@ -74,15 +74,18 @@ def _pair_with_outputs(inputs: Sequence[str], output: str) -> list[tuple[str, Pa
 
 def _check_files(pairs: Sequence[tuple[str, Path]], options: argparse.Namespace) -> None:
     """Check before any work what each input needs, and that nothing is written over what is read."""
+    from mmln_pipeline.machine.files import is_same_file
+    from mmln_pipeline.space.transforms import split_name
+
     for path, output in pairs:
         check_kind(path, output)
         if options.reference is None and not _is_points(path):
             raise ValueError(f"--reference: expected the image whose grid {path} is resampled onto, found none.")
-        read = {"input": path, "reference": options.reference} | {f"transform {t}": t for t in options.transform}
-        for name, given in read.items():
-            given = Path((given or "").removeprefix("inverse:"))
-            if output.exists() and given.exists() and output.samefile(given):
-                raise ValueError(f"--output: '{output}' is the {name.split()[0]} itself; give another name.")
+        read = [("input", path), ("reference", options.reference or "")]
+        read += [("transform", split_name(name)[0]) for name in options.transform]
+        for name, given in read:
+            if is_same_file(output, given):
+                raise ValueError(f"--output: '{output}' is the {name} itself; give another name.")
     if options.spacing and options.reference is None:
         raise ValueError("--spacing: expected --reference too, whose field of view it divides; found none.")
 

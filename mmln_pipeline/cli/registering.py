@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -71,6 +71,7 @@ def _run_one(options: argparse.Namespace, folder: Path, prefix: str, outputs: Se
     from mmln_pipeline.registration.settings import Settings
 
     along = _list_along(options, folder, prefix)
+    _check_outputs(vars(options), folder, prefix, outputs)
     resolve_fixed(options)
     with show_stages() as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", QualityWarning)  # the same is printed below
@@ -99,6 +100,7 @@ def _list_along(options: argparse.Namespace, folder: Path, prefix: str) -> list[
     """Return each file that comes along with its output and interpolation, checked before any work."""
     from mmln_pipeline.images.series import count_volumes
     from mmln_pipeline.images.volumes import load_labels
+    from mmln_pipeline.machine.files import is_same_file
     from mmln_pipeline.registration.result import OUTPUTS
 
     found = []
@@ -108,7 +110,7 @@ def _list_along(options: argparse.Namespace, folder: Path, prefix: str) -> list[
             output = folder / f"{prefix}{Path(path).name}"
             if output.name in taken:
                 raise ValueError(f"{_flag(option)}: '{path}' would be called like {taken[output.name]}: '{output}'.")
-            if output.exists() and Path(path).exists() and output.samefile(path):
+            if is_same_file(output, path):
                 raise ValueError(f"{_flag(option)}: '{path}' lies where its result goes; choose another folder.")
             check_kind(path, output, _flag(option))
             if interpolation == "label" and count_volumes(path) == 1:
@@ -116,6 +118,20 @@ def _list_along(options: argparse.Namespace, folder: Path, prefix: str) -> list[
             taken[output.name] = f"'{path}'"
             found.append((path, output, interpolation))
     return found
+
+
+def _check_outputs(
+    given: Mapping[str, Any], folder: Path, prefix: str = "", outputs: Sequence[str] | None = None
+) -> None:
+    """Refuse to write a result over an image that is registered, or what belongs to it."""
+    from mmln_pipeline.machine.files import is_same_file
+    from mmln_pipeline.registration.result import OUTPUTS
+
+    for name in ("fixed", "moving", *FILES):
+        path = given.get(name)
+        for output in (folder / f"{prefix}{OUTPUTS[part]}" for part in outputs or OUTPUTS):
+            if path and is_same_file(output, path):
+                raise ValueError(f"{_flag(name)}: '{path}' lies where a result goes; choose another folder.")
 
 
 def _flag(name: str) -> str:
@@ -198,6 +214,7 @@ def _register_row(
     try:
         with warnings.catch_warnings(), _quiet():
             warnings.simplefilter("ignore", QualityWarning)  # the verdict is in metrics.json
+            _check_outputs(row, folder, outputs=outputs)
             resolve_fixed(pair)
             images = load_pair(labels=labels, **vars(pair))
             result = steps.run(images, settings, start, loaded=_load_model(str(settings.model), settings.device))

@@ -83,6 +83,26 @@ class Brain:
         return brain_mask(self.intensities) if self.mask is None else self.mask
 
 
+def check_contrast(image: Nifti1Image, name: str) -> None:
+    """Refuse an image of one intensity, in which no brain can be found, before any work is done on it.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D image.
+    name : str
+        How to call it in the error.
+
+    Raises
+    ------
+    ValueError
+        If all voxels are equal.
+    """
+    data = np.asanyarray(image.dataobj)
+    if data.min() == data.max():
+        raise ValueError(f"{name}: expected an image of a brain, found {data.flat[0]:g} in all {data.size} voxels")
+
+
 def check_size(brain: Brain, grid_shape: Sequence[int]) -> None:
     """Refuse a brain that is far too small for the network, before any work is done on it.
 

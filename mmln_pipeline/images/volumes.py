@@ -105,7 +105,7 @@ def load_labels(path: str | os.PathLike[str], name: str = "labels") -> Nifti1Ima
     Returns
     -------
     Nifti1Image
-        Data in memory, 3-D: an integer type of at most 32 bits, or int64 where the numbers need it.
+        Data in memory, 3-D: an integer type of at most 32 bits, or int64 or uint64 where the numbers need it.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def load_labels(path: str | os.PathLike[str], name: str = "labels") -> Nifti1Ima
             "resample labels with nearest-neighbour"
         )
     low, high = int(whole.min()), int(whole.max())
-    for dtype in (np.int32, np.int64):
+    for dtype in (np.int32, np.int64, np.uint64):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return new_image(whole.astype(dtype, copy=False), image)
     raise ValueError(f"{name} {path}: expected labels of at most 64 bits, found {low} to {high}")

@@ -83,6 +83,8 @@ def why_unreadable(path: str | os.PathLike[str]) -> str | None:
         What follows the file's name in a message; None where the content is there.
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return "is no regular file"  # a pipe would be waited for
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -95,6 +97,11 @@ def why_unreadable(path: str | os.PathLike[str]) -> str | None:
     if head.startswith(POINTERS):
         return f"only points to its content: `datalad get {path}` (git-annex) or `git lfs pull` brings it"
     return None if head else "is empty"
+
+
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Tell whether two paths lead to one file, by whatever names; what is not there is no file."""
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def existing_part(path: Path) -> Path:

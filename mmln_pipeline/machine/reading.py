@@ -12,11 +12,13 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 UNREADABLE = (
-    ImageFileError, HeaderDataError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
+    ImageFileError, HeaderDataError, MGHError, OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error,
+    KeyError,  # by which NiBabel looks up FreeSurfer's types
     cast(type[Exception], isal_zlib.error),  # its stub calls it an instance
 )  # fmt: skip
 """What is raised for files that are broken, no images, or larger than the memory."""
@@ -103,8 +105,9 @@ def _read_up_to(stream: Any, size: int) -> Iterator[bytes]:
 
 
 def explain(error: BaseException) -> str:
-    """Return the cause of an error on one line; its kind where it says nothing (MemoryError)."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Return the cause of an error on one line; its kind, too, where it says a word at most (MemoryError, KeyError)."""
+    cause = " ".join(str(error).split())
+    return cause if " " in cause else f"{type(error).__name__} {cause}".strip()
 
 
 def advise(error: BaseException) -> str:

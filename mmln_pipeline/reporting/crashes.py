@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmln_pipeline.machine.files import why_unreadable
+
 CAUSE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Exit|Pool))(?:: (.*))?$")
 TRACEBACK = re.compile(r"^(?:Traceback \(most recent call last\):|concurrent\.futures\.)", re.MULTILINE)
 """Where the traceback begins; that of a worker process that was killed has no first line."""
@@ -14,6 +16,8 @@ REFUSED = re.compile(
     r"|could not create a (?:primitive|memory object)|failed to map segment|unable to mmap"
 )
 """What Python, C++, the system, torch, oneDNN and the loader of libraries say where memory is refused."""
+LOST = re.compile(r"object or string representing an existing file, but a value of '(.+)' <class")
+"""What Nipype says of a file that went while it worked."""
 FIX_MEMORY = "fewer --nprocs, or --low-mem"
 
 
@@ -90,6 +94,9 @@ def find_cause(text: str) -> str:
         return f"a worker process was killed, most likely for lack of memory: {FIX_MEMORY}"
     if name == "ChildProcessError" and message:  # a scheduler's job, whose memory is its own
         return message
+    lost = LOST.search(message or "")
+    if lost:
+        return f"{lost[1]}: {why_unreadable(lost[1]) or 'was not there for a while'}"
     if REFUSED.search(found[-1][0]):
         return f"memory ran short: {FIX_MEMORY} ({name}{f': {message}' if message else ''})"
     if name in ("ValueError", "FileNotFoundError", "TopologyError") and message:

@@ -41,9 +41,9 @@ def read_records(output_dir: Path, subject: str = "*", ending: str = QC_ENDING) 
     for path in sorted(output_dir.glob(f"sub-{subject}/**/anat/*{ending}")):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(content, dict):
+        if isinstance(content, dict) and isinstance(content.get("template", ""), str):
             records[path.name.removesuffix(ending)] = content
     # Where a name says the template, it goes before one of an earlier run that does not.
     return {name: own for name, own in records.items() if f"{name}_space-{own.get('template')}" not in records}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import h5py
@@ -19,8 +20,8 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from mmln_pipeline.machine.files import atomic_path
-from mmln_pipeline.machine.reading import UNREADABLE, explain, read_whole
+from mmln_pipeline.machine.files import atomic_path, why_unreadable
+from mmln_pipeline.machine.reading import UNREADABLE, read_whole
 from mmln_pipeline.machine.writing import shuffle_and_deflate, write_whole
 from mmln_pipeline.space.displacements import DisplacementField
 from mmln_pipeline.space.grids import Grid, affine_in_mm, check_affine, new_image
@@ -35,6 +36,9 @@ FIELD_SUFFIXES = (".nii", ".nii.gz")
 _FILE_STEPS_PER_MM = 8192
 _GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 _CHUNK = 3 * 160 * 256  # half a megabyte, half of what HDF5 keeps of a dataset while it reads
+_LINEAR_PARAMETERS = 32  # ITK's linear transforms have 16 at most
+_EXPECTED = "expected affines and displacement fields"
+_UNREADABLE = (*UNREADABLE, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError, MatReadError)
 # Images seldom have voxels there. At points that are all voxels of the field, nitransforms looks the field up without
 # regard to its size: beyond it, that fails or takes the value of another place.
 _OFF_VOXELS = 1 / 512
@@ -94,9 +98,13 @@ def field_from_sitk(image: sitk.Image) -> DisplacementField:
 
 def affine_from_sitk(image: sitk.Image | sitk.ImageFileReader) -> np.ndarray:
     """Return where the voxels of an image's first three axes lie, voxel index to RAS+ mm, shape (4, 4)."""
-    n = image.GetDimension()
-    linear = np.reshape(image.GetDirection(), (n, n)) * image.GetSpacing()
-    return LPS @ from_matvec(linear[:3, :3], image.GetOrigin()[:3])
+    return _affine_from_itk(image.GetOrigin(), image.GetSpacing(), image.GetDirection())
+
+
+def _affine_from_itk(origin: Sequence[float], spacing: Sequence[float], direction: Sequence[float]) -> np.ndarray:
+    """Return the affine of ITK's numbers as `itk_geometry` gives them, of three dimensions or more."""
+    linear = np.reshape(direction, (len(spacing), len(spacing))) * spacing
+    return LPS @ from_matvec(linear[:3, :3], origin[:3])
 
 
 def chain_to_sitk(parts: Sequence[Part]) -> sitk.CompositeTransform:
@@ -206,52 +214,100 @@ def read_parts(path: str | os.PathLike[str]) -> list[Part]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"transform {path}: no such file")
-    if is_field(path):
-        return [_read_displacement(path)]
-    if not path.name.endswith((".h5", *AFFINE_SUFFIXES)):
+        raise FileNotFoundError(f"transform {path}: {why_unreadable(path)}")
+    if not path.name.endswith((".h5", *FIELD_SUFFIXES, *AFFINE_SUFFIXES)):
         kinds = ", ".join((".h5", *FIELD_SUFFIXES, *AFFINE_SUFFIXES))
         raise ValueError(f"transform {path}: expected an ITK file ({kinds}), found another suffix")
     try:
-        if path.suffix == ".mat":
-            loadmat(path)  # ITK makes numbers up for what is missing at the end
-        transform = sitk.ReadTransform(os.fspath(path))
-    except (RuntimeError, ValueError, TypeError, OSError, NotImplementedError, MatReadError) as error:
-        cause = str(error).strip().splitlines()[-1]
-        raise ValueError(f"transform {path}: not a readable ITK transform ({cause})") from error
-    return [_part_from_sitk(part, path) for part in _members(transform)]
+        if path.suffix == ".h5":
+            return _read_composite(path)
+        return [_read_displacement(path) if is_field(path) else _read_linear(path)]
+    except _UNREADABLE as error:
+        kind = "NIfTI file" if is_field(path) else "ITK transform"
+        cause = (str(error).strip() or type(error).__name__).splitlines()[-1]  # where ITK says it
+        raise ValueError(f"transform {path}: not a readable {kind} ({cause})") from error
 
 
-def _members(transform: sitk.Transform) -> list[sitk.Transform]:
-    """Return the members of a composite in the order in which a point meets them."""
-    if transform.GetName() != "CompositeTransform":
-        return [transform]
-    composite = sitk.CompositeTransform(transform)
-    return [composite.GetNthTransform(i) for i in reversed(range(composite.GetNumberOfTransforms()))]
-
-
-def _part_from_sitk(transform: sitk.Transform, path: Path) -> Part:
-    """Return a simple ITK transform as a part of ours."""
+def _read_linear(path: Path) -> np.ndarray:
+    """Read a linear transform from a file of text or MATLAB's; ITK knows what the parameters of each kind mean."""
+    if path.suffix == ".mat":
+        loadmat(path)  # ITK makes numbers up for what is missing at the end
+    transform = sitk.ReadTransform(os.fspath(path))
     if transform.GetDimension() != 3:
-        raise ValueError(f"transform {path}: expected 3 dimensions, found {transform.GetDimension()}")
-    kind = transform.GetName()
-    if kind == "DisplacementFieldTransform":
-        return field_from_sitk(sitk.DisplacementFieldTransform(transform).GetDisplacementField())
+        raise ValueError(f"expected 3 dimensions, found {transform.GetDimension()}")
     if not transform.IsLinear():
-        raise ValueError(f"transform {path}: expected affines and displacement fields, found {kind}")
-    return check_affine(matrix_from_sitk(transform), f"transform {path}")
+        raise ValueError(f"{_EXPECTED}, found {transform.GetName()}")
+    return check_affine(matrix_from_sitk(transform), "affine")
 
 
 def _read_displacement(path: Path) -> DisplacementField:
     """Read ITK's NIfTI displacement field."""
-    try:
-        image = read_whole(path)
-        data = np.asanyarray(image.dataobj, dtype=np.float32)
-    except UNREADABLE as error:
-        raise ValueError(f"transform {path}: not a readable NIfTI file ({explain(error)})") from error
+    image = read_whole(path)
+    data = np.asanyarray(image.dataobj, dtype=np.float32)
     if data.ndim != 5 or data.shape[3:] != (1, 3):
-        raise ValueError(f"transform {path}: expected an ITK field of shape (I, J, K, 1, 3), found {data.shape}")
+        raise ValueError(f"expected an ITK field of shape (I, J, K, 1, 3), found {data.shape}")
     return DisplacementField(itk_points(data[..., 0, :]), affine_in_mm(image))
+
+
+def _read_composite(path: Path) -> list[Part]:
+    """Read an HDF5 file of ITK's without ITK.
+
+    ITK takes the memory that a field's size asks for before it knows what the file holds, and HDF5 tells the terminal
+    what is wrong with a damaged one.
+    """
+    with h5py.File(path) as file:
+        groups = file["TransformGroup"]
+        members = [groups[name] for name in sorted(groups, key=int)]
+        kinds = [np.ravel(group["TransformType"].asstr()[()])[0] for group in members]
+        parts = list(zip(kinds, members, strict=True))
+        if kinds and kinds[0].startswith("CompositeTransform_"):
+            del parts[0]  # the members follow, the one that is applied last first
+        elif len(parts) != 1:
+            raise ValueError(f"expected one transform or a composite, found {', '.join(kinds) or 'none'}")
+        return [_read_member(kind, group) for kind, group in reversed(parts)]
+
+
+def _read_member(kind: str, group: h5py.Group) -> Part:
+    """Read one member of a composite; `kind` is such as AffineTransform_double_3_3."""
+    if not kind.endswith("_3_3"):
+        raise ValueError(f"expected 3 dimensions, found {kind}")
+    fixed, values = (_find_numbers(group, f"Transform{name}Parameters") for name in ("Fixed", ""))
+    if "DisplacementFieldTransform_" in kind:
+        return _read_field(fixed[...], values)
+    if values.size > _LINEAR_PARAMETERS:
+        raise ValueError(f"{_EXPECTED}, found {kind} of {values.size} parameters")
+    numbers = {"Parameters": values[...], "FixedParameters": fixed[...]}
+    if not all(np.isfinite(part).all() for part in numbers.values()):
+        raise ValueError(f"expected finite parameters of {kind}, found {values[...].tolist()}")
+    lines = [f"{name}: {' '.join(map(str, part.tolist()))}" for name, part in numbers.items()]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "member.tfm")
+        path.write_text(
+            "\n".join(["#Insight Transform File V1.0", "#Transform 0", f"Transform: {kind}", *lines, ""]),
+            encoding="ascii",
+        )
+        return _read_linear(path)
+
+
+def _find_numbers(group: h5py.Group, name: str) -> h5py.Dataset:
+    """Return numbers of a transform, to be read; refuse those of which the file holds a part or nothing."""
+    found = group[name] if name in group else group[name.replace("Transform", "Tranform", 1)]  # as ITK 4 spells it
+    if found.size and found.id.get_space_status() != h5py.h5d.SPACE_STATUS_ALLOCATED:
+        raise ValueError(f"it promises {found.size} numbers as {name}, and does not hold them")
+    return found
+
+
+def _read_field(fixed: np.ndarray, values: h5py.Dataset) -> DisplacementField:
+    """Read a displacement field of a composite; `fixed`: size, origin, spacing and direction."""
+    if fixed.shape != (18,) or not np.isfinite(fixed).all():
+        raise ValueError(f"expected 18 numbers that place a displacement field, found {fixed.tolist()}")
+    size, origin, spacing, direction = (part.tolist() for part in np.split(fixed, (3, 6, 9)))
+    if not all(n.is_integer() for n in size) or 3 * np.prod(size) != values.size or min(spacing) <= 0:
+        found = f"{'x'.join(f'{n:g}' for n in size)} voxels of {'x'.join(f'{n:g}' for n in spacing)} mm"
+        raise ValueError(f"a displacement field of {found} cannot have {values.size} numbers")
+    shape = *map(int, reversed(size)), 3
+    offsets = values.astype(np.float32)[...].reshape(shape).transpose(2, 1, 0, 3)
+    return DisplacementField(itk_points(offsets), _affine_from_itk(origin, spacing, direction))
 
 
 def _h5_text(text: str) -> np.ndarray:

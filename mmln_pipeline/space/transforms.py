@@ -307,9 +307,22 @@ def read_chain(names: Sequence[str], read: Callable[[str], Transform] | None = N
     """
     parts: list[itk.Part | InverseField] = []
     for name in names:
-        bracket = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", name)
-        path = bracket[1] if bracket else name.removeprefix("inverse:")
-        turned = bracket[2] == "1" if bracket else path != name
+        path, is_turned = split_name(name)
         transform = (read or read_transform)(path)
-        parts += transform.inverse().parts if turned else transform.parts
+        parts += transform.inverse().parts if is_turned else transform.parts
     return Transform(parts)
+
+
+def split_name(name: str) -> tuple[str, bool]:
+    """Return the file of a transform as `read_chain` takes it, and whether the mapping back is meant.
+
+    Examples
+    --------
+    >>> split_name("warp.nii.gz"), split_name("inverse:warp.nii.gz"), split_name("[ warp.nii.gz, 1 ]")
+    (('warp.nii.gz', False), ('warp.nii.gz', True), ('warp.nii.gz', True))
+    """
+    bracket = re.fullmatch(r"\[\s*(.+?)\s*,\s*([01])\s*\]", name)
+    if bracket:
+        return bracket[1], bracket[2] == "1"
+    path = name.removeprefix("inverse:")
+    return path, path != name
