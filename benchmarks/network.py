@@ -1,7 +1,7 @@
 """Time the network alone beside LapIRN's official one in float32, as PyTorch runs it, on one pair, alternately.
 
-Both see the same box round the brains. What a CPU without AVX-512 takes: ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
-in the environment, and --float32.
+Both see the whole grid. What a CPU without AVX-512 takes: `ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2` in the
+environment, and --float32.
 
 Example: python benchmarks/network.py ../shared/bench --threads 2 --repeat 5
 """
@@ -21,20 +21,18 @@ import torch
 from mmln_pipeline.images.volumes import load_image, normalize_intensity
 from mmln_pipeline.machine import devices
 from mmln_pipeline.network.model import MMLN
-from mmln_pipeline.registration.steps import _box_round
 from mmln_pipeline.study.networks.laplacian_pyramid import from_official
 from mmln_pipeline.weights import load_model
 
 
-def load_pair(bench: Path, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load the first pair, (1, 1, I, J, K) each, cut to a box round both brains."""
+def load_pair(bench: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Load the first pair, (1, 1, I, J, K) each."""
     ids = pd.read_csv(bench / "pairs.tsv", sep="\t", dtype=str).iloc[0]
     images = [
         np.asanyarray(load_image(bench / "aligned" / f"{ids[role]}_T1w.nii.gz").dataobj, dtype=np.float32)
         for role in ("fixed", "moving")
     ]
-    box = _box_round((images[0] > 0) | (images[1] > 0), 2**levels)
-    fixed, moving = (torch.from_numpy(normalize_intensity(image[box]))[None, None] for image in images)
+    fixed, moving = (torch.from_numpy(normalize_intensity(image))[None, None] for image in images)
     return fixed, moving
 
 
@@ -49,7 +47,7 @@ def main() -> None:
     devices.set_threads(options.threads)
     device = torch.device("cpu")
     ours: MMLN = load_model("mmln")[0]
-    pair = load_pair(options.bench, ours.config.levels)
+    pair = load_pair(options.bench)
     state = torch.load(options.bench / "weights" / "LapIRN_diff_fea7.pth", map_location="cpu", weights_only=True)
     lapirn = from_official(state, diffeomorphic=True)
     precision = nullcontext() if options.float32 else devices.autocast(device)
