@@ -144,10 +144,9 @@ def score_similarity(
             "before": metrics.global_correlation(fixed, before, brain),
             "after": metrics.global_correlation(fixed, after, brain),
         },
-        "local_correlation": {
-            "before": metrics.local_correlation(fixed, before, brain),
-            "after": metrics.local_correlation(fixed, after, brain),
-        },
+        "local_correlation": dict(
+            zip(("before", "after"), metrics.local_correlations(fixed, [before, after], brain), strict=True)
+        ),
     }
 
 
