@@ -87,7 +87,7 @@ def find_results(config: Config, template: str) -> Results:
 
 
 def find_doubts(records: Mapping[str, Mapping], scans: Sequence[Scan]) -> list[tuple[str, str]]:
-    """Find the images of a run that did not pass the quality check.
+    """Find the images of a run that did not pass the quality check, or that the GPU had too little memory for.
 
     Parameters
     ----------
@@ -99,11 +99,18 @@ def find_doubts(records: Mapping[str, Mapping], scans: Sequence[Scan]) -> list[t
     Returns
     -------
     list of (str, str)
-        The image, and verdict and reasons in one line.
+        The image, and verdict and reasons, or the devices, in one line.
     """
     stems = tuple(scan.stem for scan in scans)
-    found = [(name, describe_doubt(record)) for name, record in records.items() if name.split("_space-")[0] in stems]
-    return [(name, doubt) for name, doubt in found if doubt]
+    own = {name: record for name, record in records.items() if name.split("_space-")[0] in stems}
+    found = [(name, text) for name, record in own.items() for text in (describe_doubt(record), _describe_move(record))]
+    return [(name, text) for name, text in found if text]
+
+
+def _describe_move(record: Mapping) -> str:
+    """Say which device an image had to leave; nothing where it stayed."""
+    left = record.get("out_of_memory")
+    return f"{left} had too little memory: registered on {record['device']}" if left else ""
 
 
 def _result_endings(template: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from mmln_pipeline.machine.devices import (
     autocast,
     has_fast_bfloat16,
+    is_out_of_memory,
     itk_threads,
     kept_memory,
     list_cuda_devices,
@@ -129,6 +130,20 @@ def test_of_gpus_only_those_that_compute_in_bfloat16_count(monkeypatch):
     for has_it in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has_it=has_it, *, including_emulation: has_it)
         assert has_fast_bfloat16(torch.device("cuda")) is has_it
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),  # no context
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"), False),
+    ],
+)
+def test_a_gpu_out_of_memory_is_known_by_type_or_words(error, is_so):
+    assert is_out_of_memory(error) is is_so
 
 
 def test_the_peak_of_memory_is_in_mib_on_every_system(monkeypatch):

@@ -358,6 +358,12 @@ def test_doubts_of_a_run_are_those_of_its_own_scans():
     assert find_doubts(records, scans) == [("sub-1_run-1_space-A", line), ("sub-2", line)]
 
 
+def test_images_that_a_gpu_had_no_room_for_are_told():
+    records = {"sub-1": {"device": "cpu", "out_of_memory": "cuda"}, "sub-2": {"device": "cuda"}}
+    scans = [SimpleNamespace(stem=stem) for stem in records]
+    assert find_doubts(records, scans) == [("sub-1", "cuda had too little memory: registered on cpu")]
+
+
 def test_results_of_an_older_version_have_no_verdict(root, command, capsys):
     for path in (root / "out").rglob(f"*{QC}.json"):
         content = json.loads(path.read_text())

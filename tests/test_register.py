@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from unittest.mock import Mock, call
 
 import ants
 import nibabel as nib
@@ -21,6 +22,7 @@ from mmln_pipeline.machine import devices
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.registration import steps as registration
 from mmln_pipeline.registration.pair import load_pair
+from mmln_pipeline.registration.settings import Settings
 from mmln_pipeline.scores import evaluation
 from mmln_pipeline.space.displacements import displacement_to_voxels
 from mmln_pipeline.space.grids import Grid
@@ -385,6 +387,44 @@ def test_cuda_absent_is_said(pair):
         pytest.skip("this machine has CUDA")
     with pytest.raises(ValueError, match="cuda"):
         register(*pair, device="cuda")
+
+
+@pytest.fixture
+def full_gpu(monkeypatch):
+    """A GPU that no context fits in."""
+    monkeypatch.setattr(devices, "resolve_device", lambda name: torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=RuntimeError("CUDA error: out of memory")))
+
+
+def test_a_gpu_out_of_memory_leaves_the_pair_to_the_cpu_and_says_so(pair, network, full_gpu, tmp_path):
+    with pytest.warns(UserWarning, match="cuda:0 has too little memory left: registered on the CPU"):
+        result = register(*pair, init="identity", refine=0, device="cuda:0")
+    found = json.loads(result.save(tmp_path, ["metrics"])["metrics"].read_text())
+    assert (found["device"], found["out_of_memory"]) == ("cpu", "cuda:0")
+    np.testing.assert_allclose(result.moved.get_fdata(), pair[0].get_fdata(), atol=0.5)
+
+
+def test_another_failure_of_a_gpu_is_raised(pair, network, full_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "init", Mock(side_effect=RuntimeError("CUDA error: unspecified launch failure")))
+    with pytest.raises(RuntimeError, match="launch failure"):
+        register(*pair, init="identity", refine=0, device="cuda:0")
+
+
+def test_a_stage_ends_when_the_gpu_has_done_its_work(monkeypatch):
+    wait = Mock()
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    for name in ("cuda:1", "cpu"):
+        with registration._Clock(0.0, None, torch.device(name)).stage("network"):
+            pass
+    wait.assert_called_once_with(torch.device("cuda:1"))
+
+
+def test_the_counts_of_a_gpu_are_reset_when_it_is_ready(monkeypatch):
+    gpu = Mock()
+    monkeypatch.setattr(torch.cuda, "init", gpu.init)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", gpu.reset)
+    registration._prepare_machine(Settings(device="cuda:1"), torch.device("cuda:1"))
+    assert gpu.mock_calls == [call.init(), call.reset(torch.device("cuda:1"))]
 
 
 def test_output_directory_that_is_a_file(pair, network, tmp_path):

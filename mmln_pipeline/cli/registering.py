@@ -217,7 +217,7 @@ def _register_row(
             _check_outputs(row, folder, outputs=outputs)
             resolve_fixed(pair)
             images = load_pair(labels=labels, **vars(pair))
-            result = steps.run(images, settings, start, loaded=_load_model(str(settings.model), settings.device))
+            result = steps.run(images, settings, start, loaded=_load_model(str(settings.model)))
             result.save(folder, outputs)
     except Exception as error:
         return row["name"], explain(error)
@@ -225,12 +225,11 @@ def _register_row(
 
 
 @cache
-def _load_model(name: str, device: str) -> Any:
-    """Load a model once a process."""
+def _load_model(name: str) -> Any:
+    """Load a model once a process; the first pair takes it to its device, where it stays."""
     from mmln_pipeline import weights
-    from mmln_pipeline.machine.devices import resolve_device
 
-    return weights.load_model(name, resolve_device(device))
+    return weights.load_model(name, "cpu")
 
 
 @contextmanager

@@ -72,7 +72,8 @@ def resize_field(field: Tensor, shape: Sequence[int]) -> Tensor:
     if tuple(field.shape[2:]) == tuple(shape):
         return field
     ratio = [new / old for new, old in zip(shape, field.shape[2:], strict=True)]
-    return resize_image(field * torch.tensor(ratio, device=field.device).view(1, 3, 1, 1, 1), shape)
+    scaled = [part * r for part, r in zip(field.split(1, 1), ratio, strict=True)]  # numbers need not go to a GPU
+    return resize_image(torch.cat(scaled, 1), shape)
 
 
 def fold(image: Tensor) -> Tensor:

@@ -156,6 +156,16 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=pays and has_fast_bfloat16(device))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a GPU has too little memory.
+
+    PyTorch's allocator says so by the error's type; CUDA, where there is no room for a context, and its libraries,
+    where there is none for their own work, in words.
+    """
+    words = ("CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(part in str(error) for part in words)
+
+
 def peak_memory_mb() -> float:
     """Return the most memory that this process has had in use so far, MiB."""
     if sys.platform == "linux":  # where `getrusage` lets a new process begin with the peak of the one that started it

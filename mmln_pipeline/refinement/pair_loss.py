@@ -111,8 +111,8 @@ class PairLoss:
         s = self.settings
         displacement = compose(self.start, exponentiate(refining, s.squarings))
         moved = warp_corners(self.moving, displacement, corners)
-        weight = None if self.weight is None else self.weight[:, corners]
-        unlike = similarity_loss(self.fixed[:, corners], moved, "local+global", s.windows, weight, s.whole)
+        weight = None if self.weight is None else _choose(self.weight, corners)
+        unlike = similarity_loss(_choose(self.fixed, corners), moved, "local+global", s.windows, weight, s.whole)
         restraint = s.smoothing * smoothness_loss(refining) + s.volume * volume_loss(displacement)
         return unlike + self._tissue_loss(warp(self.moving_maps, displacement)) + restraint
 
@@ -122,6 +122,11 @@ class PairLoss:
         overlap = soft_dice_loss(fixed_shares, shares, self.block_weight)
         apart = squared_difference_loss(fixed_depth, depth, self.depth_weight)
         return self.settings.tissues * overlap + self.settings.depth * apart
+
+
+def _choose(folded: Tensor, corners: list[int]) -> Tensor:
+    """Return some channels; to index by a list would copy it to a GPU, and wait for that, in every step."""
+    return torch.cat([folded[:, corner : corner + 1] for corner in corners], 1)
 
 
 def _list_maps(image: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,12 +106,46 @@ def run(
         overlap.
     TopologyError
         If the warp still folds after the repair.
+
+    Warns
+    -----
+    UserWarning
+        If the GPU has too little memory: the pair is registered on the CPU, as the metrics say (`device`, and
+        `out_of_memory`, where it was tried first).
+    QualityWarning
+        If the result does not pass the quality check.
     """
-    clock = _Clock(start, progress)
     device = devices.resolve_device(settings.device)
+    try:
+        result = _run_on(device, pair, settings, start, progress, refinement, loaded)
+    except RuntimeError as error:
+        if not devices.is_out_of_memory(error):
+            raise
+        result = None
+    if result is None:  # only here the error is gone, and with it what it held on the GPU
+        torch.cuda.empty_cache()
+        warnings.warn(f"{device} has too little memory left: registered on the CPU", stacklevel=3)
+        result = _run_on(torch.device("cpu"), pair, settings, start, progress, refinement)
+        result.metrics["out_of_memory"] = str(device)
+    result.warn()
+    return result
+
+
+def _run_on(
+    device: torch.device,
+    pair: Pair,
+    settings: Settings,
+    start: float,
+    progress: Progress | None,
+    refinement: RefinementSettings,
+    loaded: tuple[MMLN, dict[str, Any]] | None = None,
+) -> RegistrationResult:
+    """Register a checked pair on a device."""
+    clock = _Clock(start, progress, device)
     with clock.stage("load"):
         _prepare_machine(settings, device)
         model, card = loaded or weights.load_model(settings.model, device)
+        model.to(device)
     for brain in (pair.fixed, pair.moving):
         check_contrast(brain.image, f"{brain.name} image")
         check_size(brain, model.config.grid)
@@ -141,9 +176,7 @@ def run(
     with clock.stage("score"):
         scores = _score(pair, parts["moved_dseg"], network, matrix, warp) | {"topology": warp.certificate}
     facts = scores | _provenance(settings, card, device) | {"seconds": clock.finish()}
-    result = RegistrationResult(**parts, metrics=evaluation.jsonable(facts))
-    result.warn()
-    return result
+    return RegistrationResult(**parts, metrics=evaluation.jsonable(facts))
 
 
 @dataclass(frozen=True)
@@ -178,8 +211,9 @@ class _Warp:
 class _Clock:
     """Seconds spent in each stage, told to a progress callback as they begin and end."""
 
-    def __init__(self, start: float, progress: Progress | None) -> None:
+    def __init__(self, start: float, progress: Progress | None, device: torch.device) -> None:
         self.start = start
+        self.device = device
         self.progress = progress
         self.seconds: dict[str, float | None] = {}
 
@@ -189,6 +223,8 @@ class _Clock:
         if self.progress:
             self.progress(name, 0, 1)
         yield
+        if self.device.type == "cuda":  # else the next stage would wait for what this one left to be done
+            torch.cuda.synchronize(self.device)
         self.seconds[name] = time.perf_counter() - begin
         if self.progress:
             self.progress(name, 1, 1)
@@ -218,6 +254,7 @@ def _prepare_machine(settings: Settings, device: torch.device) -> None:
     np.random.seed(settings.random_seed)
     torch.manual_seed(settings.random_seed)
     if device.type == "cuda":
+        torch.cuda.init()  # a device with a number has no counts before
         torch.cuda.reset_peak_memory_stats(device)
 
 
