@@ -86,6 +86,13 @@ NEAR = [
     (SESSIONS[:1], "sub-01/ses-2/anat/sub-01_ses-2_desc-brain_mask.nii.gz", "ses-2, not ses-1 as sub-01_ses-1_T1w"),
     (PLAIN, "sub-01/anat/sub-01_space-MNI_desc-brain_mask.nii.gz", "space-MNI, not no space as sub-01_T1w.nii.gz"),
     (PLAIN, "sub-01/anat/sub-01_chunk-1_dseg.nii.gz", "chunk-1, not no chunk"),
+    (PLAIN, "sub-01/anat/sub-01_hemi-L_desc-brain_mask.nii.gz", "expected no hemi, found hemi-L"),
+    (PLAIN, "sub-01/anat/sub-01_label-WM_desc-brain_mask.nii.gz", "expected label-brain or no label, found label-WM"),
+    (PLAIN, "sub-01/anat/sub-01_brainmask.nii.gz", "expected suffix-mask, found suffix-brainmask"),
+    (PLAIN, "sub-01/anat/sub-01_desc-aparc_aseg.nii.gz", "expected suffix-dseg, found suffix-aseg"),
+    (PLAIN, "sub-01/func/sub-01_desc-brain_mask.nii.gz", "lies in sub-01/func: expected sub-01/anat"),
+    (PLAIN, "anat/sub-01_desc-brain_mask.nii.gz", "lies in anat: expected sub-01/anat"),
+    (PLAIN, "masks/sub-01_dseg.nii", "lies in masks: expected sub-01/anat"),
 ]
 
 
