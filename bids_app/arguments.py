@@ -1,6 +1,7 @@
 """Command line of the BIDS App: every option, and the checks that come before any work."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,7 +164,7 @@ def _complete(settings: dict) -> dict:
     settings["participant_label"] = _strip(settings.get("participant_label", ()), "sub-")
     settings["session_label"] = _strip(settings.get("session_label", ()), "ses-")
     derivatives = _by_name("derivatives", settings)
-    settings["derivatives"] = {name: path.expanduser().resolve() for name, path in derivatives.items()}
+    settings["derivatives"] = {name: _absolute(f"derivatives {name}", path) for name, path in derivatives.items()}
     settings["dataset_uri"] = _by_name("dataset_uri", settings)
     settings.setdefault("nprocs", _available_processors())
     settings.setdefault("omp_nthreads", min(settings["nprocs"], 8))
@@ -171,11 +172,19 @@ def _complete(settings: dict) -> dict:
     settings.setdefault("work_dir", Path("work"))
     for name in PATHS:
         if settings.get(name):
-            settings[name] = Path(settings[name]).expanduser().resolve()
+            settings[name] = _absolute(name, settings[name])
     for name in ("template", "model", "lesion_mask"):  # names, or files that nodes in other folders must find
-        if name in settings and Path(settings[name]).is_file():
+        if name in settings and os.path.isfile(settings[name]):
             settings[name] = str(Path(settings[name]).resolve())
     return settings
+
+
+def _absolute(name: str, path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle, ~ without a home
+        called = name.upper() if name in ("bids_dir", "output_dir") else f"--{name.replace('_', '-')}"
+        raise UsageError(f"{called} {path}: {error}") from error
 
 
 def _read_config_file(path: Path) -> dict[str, object]:

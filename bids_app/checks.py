@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
-from mmln_pipeline.machine.files import existing_part
+from mmln_pipeline.machine.files import why_no_folder
 
 
 def check_paths(config: Config) -> None:
@@ -16,28 +16,26 @@ def check_paths(config: Config) -> None:
     UsageError
         A folder or file is missing, or an output would land in the raw dataset.
     """
-    if not config.bids_dir.is_dir():
+    if not os.path.isdir(config.bids_dir):  # which bears names that are too long
         raise UsageError(f"BIDS_DIR {config.bids_dir}: no such folder")
     derivatives = config.bids_dir / "derivatives"
     for name, path in (("OUTPUT_DIR", config.output_dir), ("--work-dir", config.work_dir)):
-        if path.exists() and not path.is_dir():
-            raise UsageError(f"{name} {path}: expected a folder, found a file")
-        there = existing_part(path)
-        if not config.dry_run and not os.access(there, os.W_OK):
-            raise UsageError(f"{name} {path}: {there} cannot be written to: choose another folder")
         if path.is_relative_to(config.bids_dir) and derivatives not in path.parents:
             raise UsageError(
                 f"{name} {path}: lies in the raw dataset {config.bids_dir}: choose a folder outside it"
                 f" or below {derivatives}"
             )
+        reason = why_no_folder(path, attempt=not config.dry_run)
+        if reason is not None:
+            raise UsageError(f"{name} {path}: {reason}: choose another folder")
     if config.work_dir == config.output_dir:
         raise UsageError(f"--work-dir {config.work_dir}: is OUTPUT_DIR: choose another folder")
     for name in ("bids_filter_file", "template_mask", "template_dseg", "use_plugin"):
         path = getattr(config, name)
-        if path is not None and not path.is_file():
+        if path is not None and not os.path.isfile(path):
             raise UsageError(f"--{name.replace('_', '-')} {path}: no such file")
     for name, path in config.derivatives.items():
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise UsageError(f"--derivatives {name}={path}: no such folder")
 
 

@@ -16,7 +16,7 @@ from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.images.same_space import why_not_same_space
 from mmln_pipeline.machine.files import why_unreadable
 from mmln_pipeline.machine.reading import UNREADABLE, advise, explain
-from mmln_pipeline.space.grids import in_mm
+from mmln_pipeline.space.grids import Grid, in_mm
 
 NATIVE_SPACES = (None, "T1w", "orig")
 OPTIONAL = ("run", "acquisition", "reconstruction", "ceagent", "part")
@@ -261,7 +261,11 @@ def why_unusable(image: Path, companions: Mapping[str, Path | None]) -> str | No
         reason = why_unreadable(path)
         if reason is None and given:
             try:
-                images[path] = in_mm(nib.load(path))
+                loaded: Any = nib.load(path)
+                if len(loaded.shape) < 3:
+                    raise ValueError(f"its header has the sizes {loaded.shape}")
+                images[path] = in_mm(loaded)
+                Grid.of(images[path])  # which raises where sizes or affine are none
             except UNREADABLE as error:
                 reason = f"cannot be read ({explain(error)}): {advise(error)}"
         if reason is not None:

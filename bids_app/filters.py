@@ -15,7 +15,7 @@ from mmln_pipeline.machine.options import suggest
 IMAGES = [".nii.gz", ".nii"]
 BASE_FILTERS: dict[str, dict[str, Any]] = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "part": ["mag", None], "extension": IMAGES},
-    "mask": {"suffix": "mask", "desc": "brain", "extension": IMAGES},
+    "mask": {"suffix": "mask", "desc": "brain", "hemi": None, "label": ["brain", None], "extension": IMAGES},
     "dseg": {"suffix": "dseg", "extension": IMAGES},
     "apply_to": {},
 }

@@ -8,8 +8,8 @@ import sqlite3
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,12 +60,24 @@ class Listing:
         Folders that cannot be entered, and why.
     strays : mapping of str to str
         Names that cannot be used, and why.
+    passed : tuple of str
+        Folders that were not entered, since they are of no subject or hold no anatomical images.
     """
 
     root: Path
     names: tuple[str, ...]
     closed: Mapping[str, str]
     strays: Mapping[str, str]
+    passed: tuple[str, ...] = ()
+
+    def passed_over(self, subjects: Sequence[str] = ()) -> Iterator[str]:
+        """Yield images in folders that were not entered, if their names are of (these) subjects."""
+        is_subject = _subjects(subjects)
+        for folder in self.passed:
+            with suppress(OSError):
+                for name in sorted(os.listdir(self.root / folder)):
+                    if is_subject.fullmatch(name) and name.isprintable() and name.lower().endswith(LISTED):
+                        yield f"{folder}/{name}"
 
     def of_subject(self, label: str) -> list[str]:
         """Return the names of one subject's files."""
@@ -114,9 +126,8 @@ def list_files(root: Path, subjects: Sequence[str] = ()) -> Listing:
     UsageError
         The root cannot be entered.
     """
-    wanted = "|".join(map(re.escape, subjects)) or "[^_]+"
-    is_subject = re.compile(rf"sub-({wanted})(_.*)?")
-    names, closed, strays = [], {}, {}
+    is_subject = _subjects(subjects)
+    names, closed, strays, passed = [], {}, {}, []
 
     def close(error: OSError) -> None:
         if Path(error.filename) == root:
@@ -125,7 +136,8 @@ def list_files(root: Path, subjects: Sequence[str] = ()) -> Listing:
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=close):
         is_root = Path(folder) == root
-        entered = (name for name in folders if is_subject.fullmatch(name) or not is_root)
+        entered = [name for name in folders if is_subject.fullmatch(name) or not is_root]
+        passed += [_below(root, Path(folder, name)) for name in folders if _is_passed(name, is_root)]
         folders[:] = sorted(name for name in entered if _is_entered(folder, name))
         for name in files:
             path = Path(folder, name)
@@ -137,7 +149,17 @@ def list_files(root: Path, subjects: Sequence[str] = ()) -> Listing:
                 names.append(_below(root, path))
             elif ANATOMICAL.fullmatch(name) and path.is_symlink():  # a folder, if it were there
                 closed[_below(root, path)] = str(why_unreadable(path))
-    return Listing(root, tuple(sorted(names)), closed, strays)
+    return Listing(root, tuple(sorted(names)), closed, strays, tuple(sorted(passed)))
+
+
+def _subjects(labels: Sequence[str]) -> re.Pattern:
+    """Return what the names of (these) subjects' files and folders are like."""
+    wanted = "|".join(map(re.escape, labels)) or "[^_]+"
+    return re.compile(rf"sub-({wanted})(_.*)?")
+
+
+def _is_passed(name: str, is_root: bool) -> bool:
+    return not name.startswith(("sub-", ".")) if is_root else OTHER_FOLDERS.fullmatch(name) is not None
 
 
 def _is_entered(folder: str, name: str) -> bool:
@@ -198,12 +220,13 @@ def find_files(layout: BIDSLayout, **query) -> list[File]:
     paths = sorted((Path(found.path) for found in layout.get(**query)), key=lambda path: path.name)
     known = _KNOWN.setdefault(layout, {})
     if any(path not in known for path in paths):
-        root, entities = Path(layout.root), _entities_of(layout)
+        root, entities = Path(layout.root), entities_of(layout)
         known |= {path: read_entities(_below(root, path), entities) for path in paths if path not in known}
     return [File(path, known[path]) for path in paths]
 
 
-def _entities_of(layout: BIDSLayout) -> list[Entity]:
+def entities_of(layout: BIDSLayout) -> list[Entity]:
+    """Return the entities that an index knows."""
     return [entity for kind in layout.config.values() for entity in kind.entities.values()]
 
 

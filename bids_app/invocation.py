@@ -1,6 +1,7 @@
 """Settings of a run: one frozen dataclass, read from the command line and TOML, written back as TOML."""
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -111,7 +112,7 @@ def parse_dataset(text: str) -> tuple[str, Path]:
     name = re.sub(r"[^0-9A-Za-z_-]", "", name)
     if not name or name == "raw":
         raise ValueError(f"expected NAME=PATH (NAME not 'raw'), found {text!r}")
-    if not path or not Path(path).is_dir():
+    if not path or not os.path.isdir(path):
         raise ValueError(f"expected a folder, found {path!r}")
     return name, Path(path).resolve()
 

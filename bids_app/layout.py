@@ -93,7 +93,7 @@ def find_scans(config: Config) -> Found:
         scans,
         {name: reason for name, reason in skipped.items() if name not in failed},
         failed,
-        name_leftovers(config, layouts, companions, filters, [path for scan in scans for path in scan.along]),
+        name_leftovers(config, layouts, listings, companions, filters, [path for scan in scans for path in scan.along]),
     )
 
 

@@ -9,11 +9,17 @@ from bids.layout import BIDSLayout, Query
 from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.companions import KINDS, LESIONS, Companions, compare, lesion_endings, possible_images
 from mmln_pipeline.bids_app.filters import IMAGES, Filters
-from mmln_pipeline.bids_app.indexing import File, find_files
+from mmln_pipeline.bids_app.indexing import File, Listing, entities_of, find_files, read_entities
 from mmln_pipeline.bids_app.invocation import Config
 
 SHORT = {"session": "ses", "acquisition": "acq", "reconstruction": "rec", "ceagent": "ce", "segmentation": "seg"}
 """How file names spell entities that PyBIDS calls otherwise."""
+
+SUFFIXES = {
+    **dict.fromkeys(("mask", "brainmask"), "mask"),
+    **dict.fromkeys(("dseg", "aseg", "seg", "labels", "parcellation"), "dseg"),
+}
+"""How the names of masks and of labels end, and what others than BIDS write there."""
 
 
 class Leftover(NamedTuple):
@@ -40,6 +46,7 @@ class Leftover(NamedTuple):
 def name_leftovers(
     config: Config,
     layouts: Mapping[str, BIDSLayout],
+    listings: Mapping[str, Listing],
     companions: Companions,
     filters: Filters,
     brought: Collection[Path] = (),
@@ -52,6 +59,8 @@ def name_leftovers(
         Settings of the run.
     layouts : mapping of str to BIDSLayout
         The raw dataset, `raw`, of which only lesion masks count, and derivative datasets by their names.
+    listings : mapping of str to Listing
+        What lies in the derivative datasets.
     companions : Companions
         What belongs to which image.
     filters : Filters
@@ -78,8 +87,10 @@ def name_leftovers(
     }
     lines = []
     for name, layout in layouts.items():
-        candidates = list(_find_candidates(config, layout, is_raw=name == "raw"))
-        left = [_explain(file, kind, companions, filters) for file, kind in candidates if file.path not in used]
+        listing = listings.get(name)
+        candidates = list(_find_candidates(config, layout, listing))
+        rest = [(file, kind) for file, kind in candidates if file.path not in used]
+        left = [_explain(file, kind, listing, companions, filters) for file, kind in rest]
         is_used = any(path.is_relative_to(layout.root) for path in brought)
         if name != "raw" and len(left) == len(candidates) and not is_used:
             lines += _doubt(config, name, left)
@@ -87,21 +98,27 @@ def name_leftovers(
     return lines
 
 
-def _find_candidates(config: Config, layout: BIDSLayout, is_raw: bool) -> Iterator[tuple[File, str]]:
+def _find_candidates(config: Config, layout: BIDSLayout, listing: Listing | None) -> Iterator[tuple[File, str]]:
     """Yield what is a mask or labels by its name, and its kind; lesion masks that nobody asked for are passed over."""
     wanted = tuple(f"_{ending}" for ending in lesion_endings(config))
-    for file in find_files(layout, suffix=Query.ANY):
+    passed = list(listing.passed_over(config.participant_label)) if listing else []
+    root, known = Path(layout.root), entities_of(layout) if passed else []
+    elsewhere = [File(root / name, read_entities(name, known)) for name in passed]
+    for file in [*find_files(layout, suffix=Query.ANY), *elsewhere]:
         suffix, stem = file.entities["suffix"], file.path.name.split(".")[0]
         if stem.endswith((*wanted, *LESIONS)):
             if stem.endswith(wanted):
                 yield file, "lesion"
-        elif suffix in ("mask", "dseg") and not is_raw:
-            yield file, suffix
+        elif suffix in SUFFIXES and listing:
+            yield file, SUFFIXES[suffix]
 
 
-def _explain(file: File, kind: str, companions: Companions, filters: Filters) -> Leftover:
+def _explain(file: File, kind: str, listing: Listing | None, companions: Companions, filters: Filters) -> Leftover:
     """Say what keeps a file from belonging to an image."""
     about, reason = _find_reason(file, kind, companions, filters)
+    place = file.path.parent.relative_to(listing.root).as_posix() if listing else ""
+    if listing and place in listing.passed:
+        about, reason = ("place",), f"lies in {place}: expected {_spell('sub', file.entities.get('subject'))}/anat"
     return Leftover(file.path, kind, about, reason)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 from dataclasses import replace
 
 import nibabel as nb
@@ -86,6 +87,13 @@ NEAR = [
     (SESSIONS[:1], "sub-01/ses-2/anat/sub-01_ses-2_desc-brain_mask.nii.gz", "ses-2, not ses-1 as sub-01_ses-1_T1w"),
     (PLAIN, "sub-01/anat/sub-01_space-MNI_desc-brain_mask.nii.gz", "space-MNI, not no space as sub-01_T1w.nii.gz"),
     (PLAIN, "sub-01/anat/sub-01_chunk-1_dseg.nii.gz", "chunk-1, not no chunk"),
+    (PLAIN, "sub-01/anat/sub-01_hemi-L_desc-brain_mask.nii.gz", "expected no hemi, found hemi-L"),
+    (PLAIN, "sub-01/anat/sub-01_label-WM_desc-brain_mask.nii.gz", "expected label-brain or no label, found label-WM"),
+    (PLAIN, "sub-01/anat/sub-01_brainmask.nii.gz", "expected suffix-mask, found suffix-brainmask"),
+    (PLAIN, "sub-01/anat/sub-01_desc-aparc_aseg.nii.gz", "expected suffix-dseg, found suffix-aseg"),
+    (PLAIN, "sub-01/func/sub-01_desc-brain_mask.nii.gz", "lies in sub-01/func: expected sub-01/anat"),
+    (PLAIN, "anat/sub-01_desc-brain_mask.nii.gz", "lies in anat: expected sub-01/anat"),
+    (PLAIN, "masks/sub-01_dseg.nii", "lies in masks: expected sub-01/anat"),
 ]
 
 
@@ -185,6 +193,33 @@ def test_what_is_not_there_is_named_before(three, name, how, words):
     assert list(found.failed) == ["sub-02"] and len(found.scans) == 3
     reason = found.failed["sub-02"]
     assert words.format(path=three / name) in reason and (three / name).name in reason
+
+
+BAD_HEADERS = {
+    "sform": (280, "<f", float("nan")),
+    "singular": (296, "<4f", 1.0, 0.0, 0.0, 0.0),
+    "sizes": (42, "<h", -24),
+    "plane": (40, "<h", 2),
+    "nothing": (40, "<h", 0),
+}
+"""What headers hold by which no image lies anywhere: offset in the file, type and values."""
+
+
+@pytest.mark.parametrize("bad", BAD_HEADERS)
+@pytest.mark.parametrize("kind", ["image", "mask", "dseg"])
+def test_headers_without_a_grid_cost_their_subjects_alone(three, bad, kind):
+    name = {"image": "raw/sub-02/anat/sub-02_T1w", "mask": "m/sub-02/anat/sub-02_desc-brain_mask"}.get(
+        kind, "m/sub-02/anat/sub-02_dseg"
+    )
+    content = bytearray(MASK.to_bytes())
+    content[254:256] = struct.pack("<h", 1)  # the sform counts
+    offset, form, *values = BAD_HEADERS[bad]
+    struct.pack_into(form, content, offset, *values)
+    (three / f"{name}.nii.gz").unlink(missing_ok=True)
+    (three / f"{name}.nii").write_bytes(content)
+    found = find_scans(scan_config(three, "-d", f"m={three / 'm'}"))
+    assert list(found.failed) == ["sub-02"] and len(found.scans) == 3
+    assert f"{name.split('/')[-1]}.nii: cannot be read (" in found.failed["sub-02"]
 
 
 def test_lost_images_cost_their_subjects_alone(three, command, capsys, monkeypatch):

@@ -9,13 +9,14 @@ from pathlib import Path
 import nibabel as nb
 import numpy as np
 import pytest
-from tiny_bids import describe, list_files, one_error, write_image
+from tiny_bids import describe, list_files, one_error, settings, write_image
 
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
 from mmln_pipeline.bids_app.work_folder import sole_use, temporary_files
 from mmln_pipeline.machine.environment import prepare_environment
+from mmln_pipeline.machine.files import why_no_folder
 from mmln_pipeline.machine.options import find_option
 from mmln_pipeline.registration.settings import MAX_SEED
 
@@ -152,6 +153,46 @@ def test_output_of_another_program(command, tmp_path, capsys):
     describe(tmp_path / "out", "derivative")
     assert command() == 2
     assert "did not make" in one_error(capsys)
+
+
+BELOW_A_FILE = "cannot be made: {root}/file is a file"
+NO_FOLDERS = {
+    "file": "expected a folder, found a file",
+    "file/out": BELOW_A_FILE,
+    "file/a/b": BELOW_A_FILE,
+    "/proc/out/a": "/proc cannot be written to (",
+    "a" * 300: "cannot be used (File name too long)",
+    "a/" * 2500: "cannot be used (File name too long)",
+}
+"""What no folder can be made of, and why, with the folder that the tests begin in as `root`."""
+
+
+@pytest.mark.parametrize("path", NO_FOLDERS)
+@pytest.mark.parametrize("name", ["OUTPUT_DIR", "--work-dir"])
+def test_folders_that_cannot_be_made(place, tmp_path, capsys, path, name):
+    (tmp_path / "file").touch()
+    before = list_files(tmp_path)
+    folders = {"OUTPUT_DIR": tmp_path / "out", "--work-dir": tmp_path / "work", name: tmp_path / path}
+    out, work = map(str, folders.values())
+    assert main([str(place / "raw"), out, "participant", "-w", work, *map(str, settings(place))]) == 2
+    said = one_error(capsys)
+    assert f"error: {name} {tmp_path / path}" in said and NO_FOLDERS[path].format(root=tmp_path) in said
+    assert list_files(tmp_path) == before and "Traceback" not in said
+
+
+def test_folders_that_lead_in_circles(place, tmp_path, capsys):
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "gone").symlink_to("nowhere")
+    assert why_no_folder(tmp_path / "gone") == "expected a folder, found a dangling link"
+    for options in (
+        (place / "raw", tmp_path / "circle"),
+        (tmp_path / "circle", tmp_path),
+        ("a" * 300, tmp_path),
+        ("~aaa/x", tmp_path),
+    ):
+        assert main([*map(str, options), "participant"]) == 2
+        said = one_error(capsys)
+        assert "circle" in said or "aaa" in said
 
 
 def test_no_dataset(command, tmp_path, capsys):

@@ -367,6 +367,15 @@ def test_register_keeps_its_own_inputs(files, network, capsys):
     assert main(["register", *pair, "--output-dir", str(files), "--outputs", "warp"]) == 0
 
 
+@pytest.mark.parametrize("folder", ["brain.nii.gz/out", "/proc/out", "a" * 300, "circle", "new/" + "a" * 300])
+def test_register_says_before_work_that_its_folder_cannot_be_made(files, network, capsys, folder):
+    (files / "circle").symlink_to("circle")
+    pair = ["--fixed", str(files / "brain.nii.gz"), "--moving", str(files / "brain.nii.gz"), "--init", "identity"]
+    assert main(["register", *pair, "--output-dir", str(files / folder)]) == 2
+    said = error_line(capsys)
+    assert f"output directory {files / folder}: " in said and not (files / "new").exists()
+
+
 @pytest.mark.parametrize(("interpolation", "warned"), [("linear", True), ("label", False)])
 def test_apply_warns_of_labels_that_it_would_mix(tmp_path, capsys, interpolation, warned):
     labels = np.zeros((8, 9, 10), np.int16)

@@ -10,6 +10,7 @@ import pytest
 from nilearn.datasets import load_mni152_brain_mask, load_mni152_template
 from tiny_bids import SHAPE, make_brain, write_image
 
+from mmln_pipeline import register
 from mmln_pipeline.cli import main
 from mmln_pipeline.images.brain import Brain, make_unsigned
 from mmln_pipeline.images.volumes import load_image, load_labels, normalize_intensity, save_image
@@ -90,6 +91,24 @@ def test_units_are_applied(tmp_path, units, factor):
     np.testing.assert_allclose(pair.moving.image.affine, affine, atol=1e-3)
 
 
+def test_a_unit_that_cannot_be_is_named(tmp_path):
+    """Numbers in mm, called metres: its brain would be as large as a hill."""
+    path = write(tmp_path / "a.nii", 1, 1, make_brain().affine, "meter")
+    with pytest.raises(ValueError, match=r"a\.nii: expected voxels of 0\.01 to 20 mm, found 1e\+03 x .*xyzt_units"):
+        BrainExtraction(in_file=path).run(cwd=tmp_path)
+    with pytest.raises(ValueError, match="fixed image: expected voxels of"):
+        register(nib.load(path), make_brain(), init="identity")
+
+
+@pytest.mark.parametrize("broken", [np.full((4, 4), np.nan), np.diag([1.0, 0, 1, 1])])
+def test_where_no_header_says_a_place_nobody_is_asked(tmp_path, capfd, broken):
+    path = write(tmp_path / "a.nii", 1, 1)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<12f", content, 280, *broken[:3].ravel())
+    path.write_bytes(content)
+    assert find_placement(path) is None and capfd.readouterr() == ("", "")
+
+
 def test_every_command_tells(tmp_path, capsys):
     path = write(tmp_path / "a.nii.gz", 2, 1, TURN @ make_brain().affine)
     save_affine(np.eye(4), tmp_path / "x.mat")
@@ -163,6 +182,16 @@ def test_a_brain_without_a_zero_gets_that_of_other_brains():
     same = Brain(new_image(signed, plain.image)).like(plain)
     np.testing.assert_allclose(same.intensities.get_fdata(), plain.image.get_fdata(), atol=0.05)
     assert plain.like(same) is plain
+
+
+@pytest.mark.parametrize(("filling", "share"), [(-10.0, 0.17), (-1000.0, 0.17), (-3.0, 0.2)])
+def test_a_background_far_below_the_brain_is_no_zero(filling, share):
+    """A z-scored brain in a background that a program filled in; and one whose background was moved with it."""
+    signed = np.full((20, 20, 20), filling, np.float32)
+    signed[4:16, 4:16, 4:16] = np.linspace(-2, 2, 12**3).reshape(12, 12, 12)
+    lifted = make_unsigned(new_image(signed, Grid(signed.shape, np.eye(4)))).get_fdata()
+    low, high = np.percentile(lifted[lifted > 0], (0.5, 99.5))
+    assert low / high == pytest.approx(share, abs=0.01) and not lifted[0].any()
 
 
 def test_plain_images_stay_as_they_are():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 import torch
@@ -71,7 +72,15 @@ def test_a_broken_card_is_named(saved):
         ({"network": ["levels"]}, "network: expected an object"),
         ({"network": {"layers": 3}}, "network: unknown key 'layers'"),
         ({"network": {"channels": "4"}}, "network.channels: expected a whole number, found '4'"),
-        ({"network": {"channels": 0}}, "network.channels: expected at least 1, found 0"),
+        ({"network": {"channels": 0}}, "network.channels: expected 1 to 1024, found 0"),
+        ({"network": {"channels": 10**9}}, "network.channels: expected 1 to 1024, found 1000000000"),
+        ({"network": {"levels": 10**9}}, "network.levels: expected 1 to 8, found 1000000000"),
+        ({"network": {"levels": 50}}, "network.levels: expected 1 to 8, found 50"),
+        ({"network": {"grid": [10**6] * 3}}, "network.grid: expected three sizes of 8 to 1024, found "),
+        ({"network": {"grid": [160, 192, 7]}}, "network.grid: expected three sizes of 8 to 1024, found "),
+        ({"network": {"velocity_range": float("nan")}}, "network.velocity_range: expected more than 0, found nan"),
+        ({"network": {"velocity_range": -1}}, "network.velocity_range: expected more than 0, found -1"),
+        ({"network": {"schedule": [1] * 9999 + [2, 3]}}, "network.schedule: expected at most 64 runs, found 10001$"),
         ({"network": {"channels": 2}}, r"levels\.\S+: expected, by its card, \(2, .*, found \(4, "),
         ({"network": {"channels": 4, "levels": 2}}, "expected, by its card, no such tensor, found"),
     ],
@@ -81,6 +90,18 @@ def test_a_foreign_card_is_named(saved, change, words):
     card.write_text(json.dumps(json.loads(card.read_text()) | change if change else change))
     with pytest.raises(ValueError, match=rf"tiny\.(json|safetensors): .*{words}"):
         load_model(saved)
+
+
+def test_a_card_takes_no_memory_before_it_fits_the_weights(saved, monkeypatch):
+    """Of 800 channels, it would take 1.3 GB."""
+    card = saved.with_suffix(".json")
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"network": {"channels": 800}}))
+    made = []
+    monkeypatch.setattr(MMLN, "load_state_dict", lambda *_, **__: made.append("filled"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"expected, by its card, \(800, "):
+        load_model(saved)
+    assert not made and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
 def test_weights_that_are_not_numbers_are_refused(tmp_path):

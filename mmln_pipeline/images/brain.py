@@ -17,6 +17,9 @@ from mmln_pipeline.space.grids import check_same_grid
 HUMAN_SHARE = 0.02
 """Share of the network's grid that a human brain fills at least (138 cm3; a newborn's has 350, a macaque's 90)."""
 
+MIN_VOXEL_MM, MAX_VOXEL_MM = 0.01, 20.0
+"""Voxels of a brain's image lie within; others come of a wrong unit."""
+
 
 @dataclass(frozen=True)
 class Brain:
@@ -101,6 +104,30 @@ def check_contrast(image: Nifti1Image, name: str) -> None:
     data = np.asanyarray(image.dataobj)
     if data.min() == data.max():
         raise ValueError(f"{name}: expected an image of a brain, found {data.flat[0]:g} in all {data.size} voxels")
+
+
+def check_voxels(image: Nifti1Image, name: str) -> None:
+    """Refuse an image whose voxels are none of a human brain's, before grids are made that hold them.
+
+    Parameters
+    ----------
+    image : Nifti1Image
+        3-D image.
+    name : str
+        How to call it in the error.
+
+    Raises
+    ------
+    ValueError
+        If its voxels are smaller than 0.01 mm or larger than 20 mm along an axis.
+    """
+    found = voxel_sizes(image.affine)
+    if found.min() < MIN_VOXEL_MM or found.max() > MAX_VOXEL_MM:
+        sizes = " x ".join(f"{size:.3g}" for size in found)
+        raise ValueError(
+            f"{name}: expected voxels of {MIN_VOXEL_MM:g} to {MAX_VOXEL_MM:g} mm, found {sizes} mm: look at the "
+            "header's unit (xyzt_units), sform and qform"
+        )
 
 
 def check_size(brain: Brain, grid_shape: Sequence[int]) -> None:

@@ -48,6 +48,8 @@ DARK_AND_BRIGHT = 0.5, 99.5
 """Percentiles that stand for the darkest and the brightest voxels of a brain."""
 DARK_SHARE = 0.17
 """The one per the other of a stripped brain: the median of 19 training scans (0.12 to 0.22)."""
+_MAX_DARK_SHARE = 0.4
+"""No brain is as flat as that: a background that would make it so was filled in, and is not the zero of the scan."""
 _FEW = 0.01
 """Share of negative voxels that interpolation leaves in images that are not signed."""
 _TOP_PERCENTILE = 99.5
@@ -258,7 +260,8 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, dark_shar
     Nifti1Image
         The image itself where under 1% of its signal is negative, and not its background. Else, float32, 0 in the
         background, and the brain's intensities above the background where that is darker, as when zero was moved; where
-        it is not, as after a z-score within the brain, above a zero that puts the 0.5 percentile at `dark_share`.
+        it is not, as after a z-score within the brain, or so far below that it was filled in, above a zero that puts
+        the 0.5 percentile at `dark_share`.
     """
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind == "u" or data.min() >= 0:
@@ -272,7 +275,7 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, dark_shar
         inside = np.asanyarray(mask.dataobj) != 0
     low, high = np.percentile(data[inside], DARK_AND_BRIGHT)
     zero = (low - dark_share * high) / (1 - dark_share)
-    if background is not None and background <= low:
+    if background is not None and background <= low and low - background <= _MAX_DARK_SHARE * (high - background):
         zero = background
     lifted = np.where(inside, np.clip(data - zero, 0, None), 0)
     return new_image(lifted.astype(np.float32), image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,44 @@ def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) ->
 
 def existing_part(path: Path) -> Path:
     """Return a path, or the nearest folder above it that is there: what decides whether the rest can be made."""
-    return next(part for part in (path, *path.absolute().parents) if part.exists())
+    return next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+
+
+def why_no_folder(path: str | os.PathLike[str], *, attempt: bool = True) -> str | None:
+    """Say why a folder cannot be made, or written to where it is there.
+
+    Parameters
+    ----------
+    path : path-like
+        The folder; it is not made.
+    attempt : bool, default=True
+        Whether to try if a folder can be made there, and remove it: below /proc, or on a disk without room, that is not
+        known from permissions; else only what is there is looked at.
+
+    Returns
+    -------
+    str or None
+        What follows the folder's name in a message; None where nothing speaks against it.
+    """
+    path = Path(path)
+    there = existing_part(path)
+    for one in (path, *(there / part for part in path.parts)):  # a part that is not there is looked at where it may be
+        try:
+            one.stat()
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            pass
+        except OSError as error:  # a name that is too long, or links in a circle
+            return f"cannot be used ({error.strerror})"
+    if not there.is_dir():
+        found = "a dangling link" if there.is_symlink() and not there.exists() else "a file"
+        return f"expected a folder, found {found}" if there == path else f"cannot be made: {there} is {found}"
+    if not attempt:
+        return None
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as error:
+        return f"{there} cannot be written to ({error.strerror})"
+    return None
 
 
 def checksum(path: Path) -> str:

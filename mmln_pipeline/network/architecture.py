@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from mmln_pipeline.space.grids import GRID_SHAPE
 
 AXES = {"sagittal": 0, "axial": 1, "coronal": 2}
 """Slicing planes by the array axis that they cut across, on a grid of axes L, I, A."""
+
+MAX_LEVELS, MAX_CHANNELS, MAX_RUNS, MAX_SIZE = 8, 1024, 64, 1024
+"""No network has more levels, channels, runs of its levels, or voxels along an axis: a card that says so is wrong."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,20 @@ class NetworkConfig:
     grid: tuple[int, int, int] = GRID_SHAPE
 
     def __post_init__(self) -> None:
-        for name in ("levels", "channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"network.{name}: expected at least 1, found {getattr(self, name)}")
+        for name, most in (("levels", MAX_LEVELS), ("channels", MAX_CHANNELS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"network.{name}: expected 1 to {most}, found {getattr(self, name)}")
+        if not 0 < self.velocity_range < math.inf:
+            raise ValueError(f"network.velocity_range: expected more than 0, found {self.velocity_range}")
+        if len(self.schedule) > MAX_RUNS:
+            raise ValueError(f"network.schedule: expected at most {MAX_RUNS} runs, found {len(self.schedule)}")
         object.__setattr__(self, "slices", tuple(self.slices))
         object.__setattr__(self, "schedule", tuple(self.schedule) or tuple(range(1, self.levels + 1)))
         object.__setattr__(self, "symmetric", tuple(self.symmetric))
         object.__setattr__(self, "grid", tuple(self.grid))
-        if len(self.grid) != 3 or min(self.grid) < 2**self.levels:
-            raise ValueError(f"network.grid: expected three sizes of at least {2**self.levels}, found {self.grid}")
+        if len(self.grid) != 3 or min(self.grid) < 2**self.levels or max(self.grid) > MAX_SIZE:
+            sizes = f"{2**self.levels} to {MAX_SIZE}"
+            raise ValueError(f"network.grid: expected three sizes of {sizes}, found {self.grid}")
         if self.combine not in ("compose", "add"):
             raise ValueError(f"network.combine: expected 'compose' or 'add', found {self.combine!r}")
         unknown = set(self.slices) - set(AXES)

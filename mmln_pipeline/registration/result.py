@@ -6,7 +6,6 @@ Numerical libraries are imported inside the functions, so that ``import mmln_pip
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -276,14 +275,12 @@ def check_output_dir(path: str | Path, make: bool = True) -> Path:
     ValueError
         If the path, or a parent of it, is a file or cannot be written to.
     """
-    from mmln_pipeline.machine.files import existing_part
+    from mmln_pipeline.machine.files import why_no_folder
 
     folder = Path(path)
-    there = existing_part(folder)
-    if not there.is_dir():
-        raise ValueError(f"Output directory '{folder}' cannot be created: '{there}' is a file; give a writable folder.")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"Output directory '{folder}': '{there}' is not writable; give a writable folder.")
+    reason = why_no_folder(folder)
+    if reason is not None:
+        raise ValueError(f"output directory {folder}: {reason}: choose another folder")
     if make:
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -82,13 +82,13 @@ def find_placement(path: str | os.PathLike[str]) -> Placement | None:
     -------
     Placement or None
         None where both agree to within 0.1 mm, for formats that ITK does not know (.mgz), and for files that cannot
-        be read.
+        be read or used.
     """
     try:
         image: Any = nib.load(path)
     except UNREADABLE:
         return None  # whoever reads it says so
-    if not isinstance(image, Nifti1Image) or image.ndim < 3:
+    if not isinstance(image, Nifti1Image) or not _is_grid(image):
         return None
     sform, qform = int(image.header["sform_code"]), int(image.header["qform_code"])
     form = f"sform (code {sform})" if sform else f"qform (code {qform})" if qform else "guess, centred on the origin"
@@ -163,6 +163,13 @@ def score_headers(found: Mapping[str, Placement]) -> dict[str, Any]:
         "itk_refuses": sum(placement.largest_mm is None for placement in found.values()),
         "doubts": "; ".join(texts) or None,
     }
+
+
+def _is_grid(image: Nifti1Image) -> bool:
+    """Tell whether a header holds a grid; of others, ITK writes to the terminal."""
+    affine = np.asarray(image.affine)
+    has_sizes = image.ndim >= 3 and min(image.shape[:3]) > 0
+    return has_sizes and bool(np.isfinite(affine).all()) and np.linalg.det(affine) != 0
 
 
 def _read_with_itk(path: str | os.PathLike[str]) -> np.ndarray:

@@ -108,8 +108,12 @@ def load_model(name_or_path: str | Path, device: torch.device | str = "cpu") -> 
     found = checksum(path)
     if found != card["sha256"]:
         raise ValueError(f"model: {path} has SHA-256 {found[:12]}..., its card says {card['sha256'][:12]}...")
-    model = MMLN(_parse_config(card, path))
-    model.load_state_dict(_read_tensors(path, {name: tuple(own.shape) for name, own in model.state_dict().items()}))
+    config = _parse_config(card, path)
+    with torch.device("meta"):  # shapes alone: they are compared before memory is taken
+        expected = {name: tuple(own.shape) for name, own in MMLN(config).state_dict().items()}
+    tensors = _read_tensors(path, expected)
+    model = MMLN(config)
+    model.load_state_dict(tensors)
     return model.eval().to(device), card
 
 
