@@ -152,6 +152,8 @@ def _is_met(found: object, wanted: object) -> bool:
 
 def _read_value(value: object, name: str) -> object:
     """Turn a JSON value into a PyBIDS filter."""
+    if value == []:
+        raise UsageError(f"{name}: expected what to take, found an empty list, which PyBIDS takes for everything")
     if isinstance(value, list):
         return [_read_value(item, name) for item in value]
     if isinstance(value, dict):

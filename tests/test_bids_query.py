@@ -46,6 +46,7 @@ def test_filter_file(place, tmp_path, filters, expected):
         ('{"bold": {}}', "expected one of t1w"),
         ('{"t1w": {"sesion": "a"}}', "sesion"),
         ('{"t1w": {"suffix": "UNIT1"}}', '"suffix": expected "T1w", found "UNIT1"'),
+        ('{"t1w": {"session": []}}', '"t1w": "session": expected what to take, found an empty list'),
         ('{"t1w": {"session": {"a": 1}}}', '"t1w": "session": expected text'),
         ('{"t1w": {"session": "zz"}}', "no T1w image with these sessions and filters"),
         ('{"t1w": {"session": "zz", "run": null}}', '"t1w": {"session": "zz"}'),
