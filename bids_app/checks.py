@@ -19,13 +19,16 @@ def check_paths(config: Config) -> None:
     if not os.path.isdir(config.bids_dir):  # which bears names that are too long
         raise UsageError(f"BIDS_DIR {config.bids_dir}: no such folder")
     derivatives = config.bids_dir / "derivatives"
+    reads_only = config.dry_run or config.list_unfinished
+    # What registers nothing has no work directory: ./work, the default, may lie where nothing can be written.
+    is_idle = config.analysis_level == "group" or config.reports_only or config.list_unfinished
     for name, path in (("OUTPUT_DIR", config.output_dir), ("--work-dir", config.work_dir)):
         if path.is_relative_to(config.bids_dir) and derivatives not in path.parents:
             raise UsageError(
                 f"{name} {path}: lies in the raw dataset {config.bids_dir}: choose a folder outside it"
                 f" or below {derivatives}"
             )
-        reason = why_no_folder(path, attempt=not config.dry_run)
+        reason = None if is_idle and path == config.work_dir else why_no_folder(path, attempt=not reads_only)
         if reason is not None:
             raise UsageError(f"{name} {path}: {reason}: choose another folder")
     if config.work_dir == config.output_dir:

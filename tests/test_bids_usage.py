@@ -1,6 +1,7 @@
 """Wrong usage and settings of the BIDS App: one line, exit code 2, and nothing written; settings as TOML."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -178,6 +179,18 @@ def test_folders_that_cannot_be_made(place, tmp_path, capsys, path, name):
     said = one_error(capsys)
     assert f"error: {name} {tmp_path / path}" in said and NO_FOLDERS[path].format(root=tmp_path) in said
     assert list_files(tmp_path) == before and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "options", [["group"], ["participant", "--list-unfinished"], ["participant", "--reports-only"]]
+)
+def test_no_work_directory_is_asked_for_where_none_is_used(place, finished, tmp_path, monkeypatch, options):
+    (tmp_path / "work").touch()
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    own = settings(place)[:2] if options == ["group"] else settings(place)
+    assert main([str(place / "raw"), str(out), *options, *map(str, own)]) == 0
 
 
 def test_folders_that_lead_in_circles(place, tmp_path, capsys):

@@ -184,14 +184,22 @@ def test_a_brain_without_a_zero_gets_that_of_other_brains():
     assert plain.like(same) is plain
 
 
-@pytest.mark.parametrize(("filling", "share"), [(-10.0, 0.17), (-1000.0, 0.17), (-3.0, 0.2)])
-def test_a_background_far_below_the_brain_is_no_zero(filling, share):
+@pytest.mark.parametrize(("filling", "share"), [(-10.0, 0.17), (-1000.0, 0.17), (-2.0, 0.17), (-3.0, 0.2)])
+def test_a_background_that_was_filled_in_is_no_zero(filling, share):
     """A z-scored brain in a background that a program filled in; and one whose background was moved with it."""
     signed = np.full((20, 20, 20), filling, np.float32)
     signed[4:16, 4:16, 4:16] = np.linspace(-2, 2, 12**3).reshape(12, 12, 12)
     lifted = make_unsigned(new_image(signed, Grid(signed.shape, np.eye(4)))).get_fdata()
     low, high = np.percentile(lifted[lifted > 0], (0.5, 99.5))
     assert low / high == pytest.approx(share, abs=0.01) and not lifted[0].any()
+
+
+def test_a_signed_head_keeps_the_background_as_its_zero(rng):
+    """Its air is hardly brighter; lifted, it would pass for a brain."""
+    head = np.full((20, 20, 20), -1000, np.float32)
+    head[2:18, 2:18, 2:18] = -999 + 1500 * rng.uniform(0, 1, (16, 16, 16)) ** 3
+    lifted = Brain(new_image(head, Grid(head.shape, np.eye(4)))).intensities.get_fdata()
+    np.testing.assert_allclose(lifted, head + 1000, atol=1e-3)
 
 
 def test_plain_images_stay_as_they_are():

@@ -11,7 +11,14 @@ from nibabel import Nifti1Image
 from nibabel.affines import voxel_sizes
 from numpy.typing import NDArray
 
-from mmln_pipeline.images.volumes import DARK_AND_BRIGHT, DARK_SHARE, brain_mask, make_unsigned
+from mmln_pipeline.images.volumes import (
+    ANY_SHARE,
+    DARK_AND_BRIGHT,
+    DARK_SHARE,
+    brain_mask,
+    looks_skull_stripped,
+    make_unsigned,
+)
 from mmln_pipeline.space.grids import check_same_grid
 
 HUMAN_SHARE = 0.02
@@ -60,6 +67,9 @@ class Brain:
     @cached_property
     def intensities(self) -> Nifti1Image:
         """The image as it is compared: background 0, the brain above it (`make_unsigned`)."""
+        is_signed = np.asanyarray(self.image.dataobj).min() < 0
+        if is_signed and self.mask is None and not looks_skull_stripped(self.image):
+            return make_unsigned(self.image, None, self.dark_share, believed=ANY_SHARE)
         return make_unsigned(self.image, self.mask, self.dark_share)
 
     def like(self, other: Brain) -> Brain:

@@ -48,8 +48,10 @@ DARK_AND_BRIGHT = 0.5, 99.5
 """Percentiles that stand for the darkest and the brightest voxels of a brain."""
 DARK_SHARE = 0.17
 """The one per the other of a stripped brain: the median of 19 training scans (0.12 to 0.22)."""
-_MAX_DARK_SHARE = 0.4
-"""No brain is as flat as that: a background that would make it so was filled in, and is not the zero of the scan."""
+_BELIEVED = (0.1, 0.4)
+"""No brain is as dark, or as flat: a background that would make it so was filled in, and is not the scan's zero."""
+ANY_SHARE = (0.0, 1.0)
+"""In a head, air is as dark as the background: whatever its share, a darker background is the zero."""
 _FEW = 0.01
 """Share of negative voxels that interpolation leaves in images that are not signed."""
 _TOP_PERCENTILE = 99.5
@@ -242,7 +244,12 @@ def mask_array(image: Nifti1Image, mask: Nifti1Image | None, name: str = "mask")
     return is_brain
 
 
-def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, dark_share: float = DARK_SHARE) -> Nifti1Image:
+def make_unsigned(
+    image: Nifti1Image,
+    mask: Nifti1Image | None = None,
+    dark_share: float = DARK_SHARE,
+    believed: tuple[float, float] = _BELIEVED,
+) -> Nifti1Image:
     """Lift an image with negative intensities (z-scored, or scaled as MP2RAGE's) so that its brain lies above 0.
 
     Parameters
@@ -254,14 +261,16 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, dark_shar
         one on half of its faces; else all of it.
     dark_share : float, default=0.17
         The 0.5 percentile of such brains per their 99.5 percentile.
+    believed : tuple of float, default=(0.1, 0.4)
+        Least and largest such share by which the background is believed to be the zero of the scan.
 
     Returns
     -------
     Nifti1Image
         The image itself where under 1% of its signal is negative, and not its background. Else, float32, 0 in the
         background, and the brain's intensities above the background where that is darker, as when zero was moved; where
-        it is not, as after a z-score within the brain, or so far below that it was filled in, above a zero that puts
-        the 0.5 percentile at `dark_share`.
+        it is not, as after a z-score within the brain, or was filled in (at the brain's minimum, or far below), above a
+        zero that puts the 0.5 percentile at `dark_share`.
     """
     data = np.asanyarray(image.dataobj)
     if data.dtype.kind == "u" or data.min() >= 0:
@@ -275,8 +284,9 @@ def make_unsigned(image: Nifti1Image, mask: Nifti1Image | None = None, dark_shar
         inside = np.asanyarray(mask.dataobj) != 0
     low, high = np.percentile(data[inside], DARK_AND_BRIGHT)
     zero = (low - dark_share * high) / (1 - dark_share)
-    if background is not None and background <= low and low - background <= _MAX_DARK_SHARE * (high - background):
-        zero = background
+    if background is not None:
+        least, most = (share * (high - background) for share in believed)
+        zero = background if least <= low - background <= most else zero
     lifted = np.where(inside, np.clip(data - zero, 0, None), 0)
     return new_image(lifted.astype(np.float32), image)
 
@@ -304,7 +314,7 @@ def looks_skull_stripped(image: Nifti1Image) -> bool:
     bool
         True if all signs speak for a stripped brain.
     """
-    data = np.abs(np.asanyarray(make_unsigned(image).dataobj, dtype=np.float32))
+    data = np.abs(np.asanyarray(make_unsigned(image, believed=ANY_SHARE).dataobj, dtype=np.float32))
     brain = _foreground(data)
     litres = brain.sum() * abs(np.linalg.det(image.affine[:3, :3])) / 1e6
     faces = np.ones(data.shape, dtype=bool)
