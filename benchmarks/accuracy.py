@@ -5,7 +5,7 @@ The bench folder holds ``pairs.tsv`` (columns moving, fixed), ``aligned/ID_T1w.n
 
 What the committed results were made by:
 python benchmarks/accuracy.py ../shared/bench --output benchmarks/results
-    --model mmln mmln-semi --refine mmln mmln-semi --volume 0.3 0.6
+    --model mmln mmln-semi mmln-paper --refine mmln mmln-semi mmln-paper --volume 0.3 0.6
 """
 
 from __future__ import annotations
