@@ -69,9 +69,8 @@ def init_preproc_wf(
     workflow = pe.Workflow(name=name)
     stripper = choose_stripper(skull_strip)
     workflow.__desc__ = _describe(skull_strip, stripper, bias_correction, has_mask)
-    outputs = ["t1w_preproc", "t1w_mask", "mask_source", "brain_xfm", "seconds_brain"] + [
-        "seconds_bias"
-    ] * bias_correction
+    outputs = ["t1w_preproc", "t1w_mask", "mask_source", "brain_xfm", "seconds_brain"]
+    outputs += ["seconds_bias"] * bias_correction
     inputnode = pe.Node(IdentityInterface(fields=["t1w"] + ["mask"] * has_mask), name="inputnode")
     outputnode = pe.Node(IdentityInterface(fields=outputs), name="outputnode")
 

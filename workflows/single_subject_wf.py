@@ -131,9 +131,8 @@ def init_single_subject_wf(
         ])  # fmt: skip
 
     parts, fused = {}, fused_targets(targets)
-    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "brain_xfm", "seconds_brain"] + [
-        "seconds_bias"
-    ] * bias_correction
+    prepared = ["t1w_preproc", "t1w_mask", "mask_source", "brain_xfm", "seconds_brain"]
+    prepared += ["seconds_bias"] * bias_correction
     for target in targets:
         template_wf = init_template_wf(
             scan=scan,
