@@ -10,13 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import DATA_ROOT
 
 from mmln_pipeline.study.methods import METHODS, Budget, LearnedMethod, Surroundings, make_method
 from mmln_pipeline.study.methods.frames import Frame
 from mmln_pipeline.study.networks.laplacian_pyramid import LapIRN, LapIRNConfig, from_official
 from mmln_pipeline.training.config import DataConfig, load_config
 
-BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
+BENCH = DATA_ROOT.parent / "bench"
+"""Beside the real data."""
 SHAPE = (32, 40, 48)
 LIA = np.array([[-1, 0, 0, 16], [0, 0, 1, -24], [0, -1, 0, 20], [0, 0, 0, 1]], float)
 """Voxel axes L, I, A, 1 mm."""

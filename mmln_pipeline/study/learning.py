@@ -279,8 +279,7 @@ class _Run:
         network = self.averaged.module.eval()
         scores = []
         for fixed, moving in validation_pairs(self.validation):
-            with autocast(self.device):
-                displacement = self.trainee.predict(network, fixed.scaled, moving.scaled)
+            displacement = self.trainee.predict(network, fixed.scaled, moving.scaled)
             moved = warp(moving.labels[None].float(), displacement, mode="nearest")[0, 0].round().int()
             scores.append(label_mean(dice(fixed.labels[0].cpu().numpy(), moved.cpu().numpy(), self.table)))
         known = [score for score in scores if score is not None]

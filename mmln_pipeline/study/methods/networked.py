@@ -155,7 +155,7 @@ class NetworkMethod(LearnedMethod):
         """Run the network; it is loaded with the first pair."""
         import torch
 
-        from mmln_pipeline.machine.devices import autocast, kept_memory, resolve_device, set_threads
+        from mmln_pipeline.machine.devices import kept_memory, resolve_device, set_threads
 
         if not self.is_trained:
             raise ValueError(f"{self.name}: expected option 'model', or weights from training, found neither")
@@ -165,7 +165,7 @@ class NetworkMethod(LearnedMethod):
             self._network = self.load().eval().to(device)
         frame = self.frame(fixed)
         images = [torch.from_numpy(_min_max(frame.view(image)))[None, None].to(device) for image in (fixed, moving)]
-        with kept_memory(), torch.inference_mode(), autocast(device):
+        with kept_memory(), torch.inference_mode():  # in float32, as the peers' authors run them
             found = self.predict(self._network, images[0], images[1])
         return frame.restore(found[0].float().cpu().numpy())
 
