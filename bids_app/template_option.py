@@ -17,7 +17,7 @@ from mmln_pipeline.bids_app.arguments import UsageError
 from mmln_pipeline.bids_app.invocation import Config
 from mmln_pipeline.bids_app.layout import find_scans
 from mmln_pipeline.derivatives.targets import tell_apart
-from mmln_pipeline.images.brain import Brain, check_contrast, check_size
+from mmln_pipeline.images.brain import Brain, check_image, check_size
 from mmln_pipeline.space.other_tools import check_libraries
 from mmln_pipeline.workflows import Scan, Target, fused_targets, targets_of
 
@@ -51,7 +51,7 @@ def find_targets(config: Config, grid_shape: Sequence[int]) -> tuple[tuple[Targe
         sources = _list_sources(config)
         templates = [source.load() for source in sources]
         for template in templates:
-            check_contrast(template.image, f"template {template.name}")
+            check_image(template.image, f"template {template.name}")
             check_size(Brain(template.image, template.mask, name=f"template {template.name}"), grid_shape)
         for kind in config.write_formats:
             check_libraries(kind)

@@ -96,8 +96,8 @@ class Brain:
         return brain_mask(self.intensities) if self.mask is None else self.mask
 
 
-def check_contrast(image: Nifti1Image, name: str) -> None:
-    """Refuse an image of one intensity, in which no brain can be found, before any work is done on it.
+def check_image(image: Nifti1Image, name: str) -> None:
+    """Refuse an image that can show no human brain, before grids are made that hold its voxels.
 
     Parameters
     ----------
@@ -109,28 +109,11 @@ def check_contrast(image: Nifti1Image, name: str) -> None:
     Raises
     ------
     ValueError
-        If all voxels are equal.
+        If all voxels are equal, or smaller than 0.01 mm or larger than 20 mm along an axis.
     """
     data = np.asanyarray(image.dataobj)
     if data.min() == data.max():
         raise ValueError(f"{name}: expected an image of a brain, found {data.flat[0]:g} in all {data.size} voxels")
-
-
-def check_voxels(image: Nifti1Image, name: str) -> None:
-    """Refuse an image whose voxels are none of a human brain's, before grids are made that hold them.
-
-    Parameters
-    ----------
-    image : Nifti1Image
-        3-D image.
-    name : str
-        How to call it in the error.
-
-    Raises
-    ------
-    ValueError
-        If its voxels are smaller than 0.01 mm or larger than 20 mm along an axis.
-    """
     found = voxel_sizes(image.affine)
     if found.min() < MIN_VOXEL_MM or found.max() > MAX_VOXEL_MM:
         sizes = " x ".join(f"{size:.3g}" for size in found)

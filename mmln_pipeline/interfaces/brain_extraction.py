@@ -136,14 +136,13 @@ class BrainExtraction(SimpleInterface):
 
     def _run_interface(self, runtime):
         from mmln_pipeline.images import volumes
-        from mmln_pipeline.images.brain import check_contrast, check_voxels
+        from mmln_pipeline.images.brain import check_image
         from mmln_pipeline.machine import devices
         from mmln_pipeline.space.grids import new_image
 
         start = time.perf_counter()
         image = volumes.load_image(self.inputs.in_file, name="T1w")
-        check_contrast(image, f"T1w {self.inputs.in_file}")
-        check_voxels(image, f"T1w {self.inputs.in_file}")
+        check_image(image, f"T1w {self.inputs.in_file}")
         method = self._choose(image)
         with devices.threads(self.inputs.num_threads):
             mask = self._find(method, image, runtime.cwd)

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 from nipype.interfaces.base import (
     BaseInterfaceInputSpec,
@@ -111,13 +110,8 @@ class PlotRegistration(SimpleInterface):
         return runtime
 
     def _load(self):
-        """Load every image that was given, its voxels once; None for the others."""
-        import nibabel as nb
-        import numpy as np
-
-        def load(path):
-            image: Any = nb.load(path)  # which would unpack the file each time that its voxels are asked for
-            return image.__class__(np.asanyarray(image.dataobj), image.affine, image.header)
+        """Load every image that was given, unpacked once; None for the others."""
+        from mmln_pipeline.machine.reading import read_whole
 
         keys = (
             "fixed",
@@ -131,4 +125,4 @@ class PlotRegistration(SimpleInterface):
             "moving_lesion",
         )
         paths = {key: optional(getattr(self.inputs, key)) for key in keys}
-        return {key: load(path) if path else None for key, path in paths.items()}
+        return {key: read_whole(path) if path else None for key, path in paths.items()}

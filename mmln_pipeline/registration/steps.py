@@ -30,7 +30,7 @@ from mmln_pipeline.fields import topology, warping
 from mmln_pipeline.fields.integration import TAPER_MARGIN, correct_inverse, integrate, taper
 from mmln_pipeline.fields.jacobian import jacobian_determinant
 from mmln_pipeline.images import volumes
-from mmln_pipeline.images.brain import Brain, check_contrast, check_size, check_voxels
+from mmln_pipeline.images.brain import Brain, check_image, check_size
 from mmln_pipeline.linear import affine
 from mmln_pipeline.machine import devices
 from mmln_pipeline.machine.parallel import at_once
@@ -147,8 +147,7 @@ def _run_on(
         model, card = loaded or weights.load_model(settings.model, device)
         model.to(device)
     for brain in (pair.fixed, pair.moving):
-        check_contrast(brain.image, f"{brain.name} image")
-        check_voxels(brain.image, f"{brain.name} image")
+        check_image(brain.image, f"{brain.name} image")
         check_size(brain, model.config.grid)
     clock.seconds["load"] = time.perf_counter() - start  # reading the images came before
     with clock.stage("affine"):

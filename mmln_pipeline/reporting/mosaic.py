@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import nibabel as nb
@@ -77,10 +78,15 @@ class Mosaic:
         """Height and width in pixels."""
         return self.points.shape[:2]
 
-    @property
+    @cached_property
     def filled(self) -> np.ndarray:
         """Pixels that belong to a slice: bool, shape (H, W)."""
         return np.isfinite(self.points[..., 0])
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """World positions of the filled pixels, shape (3, N)."""
+        return np.ascontiguousarray(self.points[self.filled].T)
 
     def sample(self, image: SpatialImage, order: int = 1) -> np.ndarray:
         """Sample an image, of any orientation and grid, at each pixel.
@@ -118,10 +124,10 @@ class Mosaic:
 
     def sample_array(self, data: np.ndarray, affine: np.ndarray, order: int = 1, mode: str = "constant") -> np.ndarray:
         """Sample an array that lies in the world by its affine; see `sample`."""
-        filled = self.filled
-        voxels = apply_affine(np.linalg.inv(affine), self.points[filled])
+        to_voxels = np.linalg.inv(affine)
+        voxels = to_voxels[:3, :3] @ self._places + to_voxels[:3, 3:]
         picture = np.zeros(self.shape, dtype=np.float32)
-        picture[filled] = map_coordinates(data, voxels.T, order=order, mode=mode, cval=0.0)
+        picture[self.filled] = map_coordinates(data, voxels, order=order, mode=mode, cval=0.0)
         return picture
 
 
@@ -178,10 +184,10 @@ def lay_out(
 def _brain_box(source: SpatialImage, canonical: SpatialImage) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and last voxel (in `canonical`) of the non-zero voxels of `source`."""
     shape = np.asarray(canonical.shape[:3])
-    inside = np.argwhere(np.nan_to_num(_volume(source)) > 0)
-    if not len(inside):
+    inside = np.nan_to_num(_volume(source)) > 0
+    if not inside.any():
         return np.zeros(3), shape - 1.0
-    corners = np.stack([inside.min(axis=0), inside.max(axis=0)])
+    corners = np.array([np.flatnonzero(inside.any(axis=across))[[0, -1]] for across in ((1, 2), (0, 2), (0, 1))]).T
     box = np.array([[corners[i, 0], corners[j, 1], corners[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)])
     voxels = apply_affine(np.linalg.inv(canonical.affine) @ source.affine, box)
     low, high = np.round(voxels.min(axis=0)), np.round(voxels.max(axis=0))
@@ -223,4 +229,4 @@ def _volume(image: SpatialImage) -> np.ndarray:
     data = data[..., 0] if data.ndim == 4 and data.shape[3] == 1 else data
     if data.ndim != 3:
         raise ValueError(f"A figure needs a 3-D image, found shape {data.shape}: pass one volume of it.")
-    return data.astype(np.float32)
+    return data.astype(np.float32, copy=False)
