@@ -17,13 +17,13 @@ except ImportError:  # Windows
 
 TURNS = ".lock"
 """File of a folder whose users take turns."""
-LOCK = ".mmln-bids.lock"
+LOCK = ".mmln.lock"
 """File whose lock the system takes back when its holder ends, however that happens; it says who held it last."""
 
 
 @contextmanager
-def sole_use(folder: Path) -> Iterator[None]:
-    """Keep other runs out of a work directory, and temporary files in it.
+def sole_use(folder: Path, name: str = "--work-dir") -> Iterator[None]:
+    """Keep other runs out of a directory to work in, and temporary files in it.
 
     Two runs in one folder delete what the other one computes in, and torch (MKL) ends a process whose folder is gone.
     File systems that know no locks are used without.
@@ -31,7 +31,9 @@ def sole_use(folder: Path) -> Iterator[None]:
     Parameters
     ----------
     folder : Path
-        The work directory, made if absent.
+        The directory, made if absent.
+    name : str, default "--work-dir"
+        Of the option that chooses it.
 
     Raises
     ------
@@ -47,7 +49,7 @@ def sole_use(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = f" ({text})" if (text := " ".join(file.read().split())) else ""
             raise UsageError(
-                f"--work-dir {folder}: another run is at work there{holder}: wait for its end, or choose another folder"
+                f"{name} {folder}: another run is at work there{holder}: wait for its end, or choose another folder"
             ) from None
         except OSError:
             pass

@@ -22,6 +22,11 @@ from mmln_pipeline.bids_app.signals import stop_later
 from mmln_pipeline.registration.result import QualityWarning
 from mmln_pipeline.space.placement import HeaderWarning
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOGGERS = ("nipype.workflow", "nipype.interface", "nipype.utils")
 
 
@@ -159,11 +164,26 @@ def start_worker(folder: str, level: int | None, monitor: bool, device: str | No
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     if hasattr(os, "setpgrp"):  # a group of its own: what it starts can be ended with it
         os.setpgrp()
+    _be_killed_with_parent()
     threading.Thread(target=_die_with_parent, name="watch-parent", daemon=True).start()
     os.environ["NIPYPE_NO_ET"] = "1"
     os.chdir(folder)
     nipype.config.resource_monitor = monitor
     set_loudness(level)
+
+
+def _be_killed_with_parent() -> None:
+    """Have Linux kill this process and what it starts when the parent is gone, though native code lets no thread run.
+
+    The closing of the pipe that tells of the parent's end becomes a signal.
+    """
+    parent = parent_process()
+    if parent is None or fcntl is None or not hasattr(fcntl, "F_SETSIG"):
+        return
+    pipe = parent.sentinel
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _die_with_parent() -> None:

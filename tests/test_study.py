@@ -16,6 +16,7 @@ import tomli_w
 
 from mmln_pipeline import cli
 from mmln_pipeline.atlas.labels import structures28
+from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.machine.toml import read_toml
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
@@ -138,6 +139,14 @@ def test_what_is_wrong_is_one_line_before_any_work(place, capsys, changes, named
     assert len(lines) == 1
     assert all(part in lines[0] for part in named), lines[0]
     assert not (place / "wrong").exists()
+
+
+def test_two_runs_of_a_study_at_once_are_refused(place, capsys):
+    config, output = write_config(place), place / "taken"
+    with sole_use(output):
+        assert cli.main(["compare", str(config), "--output-dir", str(output)]) == 2
+    assert f"output_dir {output}: another run is at work there" in capsys.readouterr().err
+    assert not (output / "work").exists()
 
 
 def test_weights_that_saw_a_test_person_are_refused(place, monkeypatch):

@@ -16,6 +16,7 @@ from nipype.pipeline import plugins
 
 from mmln_pipeline.bids_app.plugin_option import POOL, Plugin, read_plugin
 from mmln_pipeline.bids_app.signals import stop_on_signals
+from mmln_pipeline.bids_app.work_folder import sole_use
 from mmln_pipeline.bids_app.workers import WorkerPool, set_loudness
 from mmln_pipeline.machine.devices import resolve_device
 from mmln_pipeline.machine.files import existing_part
@@ -171,7 +172,7 @@ def run_study(config: Path, output_dir: Path | None = None, nprocs: int = 1, plu
     for name, reason in plan.skipped.items():
         print(f"mmln compare: {name} is left out: {reason}", flush=True)
     work_dir = plan.output_dir / "work"
-    with stop_on_signals(), _quiet_nipype(work_dir):
+    with stop_on_signals(), sole_use(plan.output_dir, "output_dir"), _quiet_nipype(work_dir):
         causes = _prepare(plan, work_dir, nprocs, plugin) or _register(plan, work_dir, nprocs, plugin)
     marks = {(row.name, seed, pair): _mark(plan, row, seed, pair) for row, seed, pair in plan.wanted()}
     results = collect(plan.output_dir, marks)
