@@ -230,6 +230,18 @@ def test_tables_and_figures_come_back_byte_for_byte_from_the_results(place, fini
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_the_committed_study_comes_back_byte_for_byte_from_its_results(tmp_path):
+    """Figures 3 and 5 show brains: their slices are not committed."""
+    committed = CONFIGS.parent / "docs" / "study"
+    shutil.copy(committed / "results.tsv", tmp_path)
+    assert cli.main(["compare", str(CONFIGS / "study.toml"), "--reports-only", "--output-dir", str(tmp_path)]) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"tables.md", "table1.tex", "table2.tex", "table3.tex", "table4.tex", "statistics.tsv"} <= written
+    assert {"figure4.svg", "figure6.svg"} <= written
+    for name in sorted(written):
+        assert (tmp_path / name).read_bytes() == (committed / name).read_bytes(), name
+
+
 class Inline:
     """In place of a process pool: the work is done here, unless the process is to die."""
 

@@ -534,3 +534,17 @@ def test_a_field_with_bad_numbers_is_named(tmp_path):
     nans = change(itk_composite(tmp_path / "nan.h5"), "TransformParameters", np.full(12, np.nan), "1")
     with pytest.raises(ValueError, match=r"nan\.h5: .*expected finite parameters of AffineTransform"):
         read_transform(nans)
+
+
+@pytest.mark.parametrize("intent", ["vector", "displacement vector"])
+def test_a_field_means_what_its_intent_code_says_to_itk(intent, tmp_path):
+    """ITK takes the numbers under the code for displacements as RAS, those under the one for vectors as LPS."""
+    rng = np.random.default_rng(1)
+    field = nib.Nifti1Image(rng.uniform(-1, 1, (6, 7, 8, 1, 3)).astype(np.float32), np.diag([-2.0, 2, 2, 1]))
+    field.header.set_intent(intent)
+    nib.save(field, tmp_path / "field.nii.gz")
+    itk = sitk.DisplacementFieldTransform(sitk.Cast(sitk.ReadImage(tmp_path / "field.nii.gz"), sitk.sitkVectorFloat64))
+    point = np.array([-4.5, 6.5, 5.0])
+    expected = np.array(itk.TransformPoint((point * [-1, -1, 1]).tolist())) * [-1, -1, 1]
+    found = read_transform(tmp_path / "field.nii.gz").map_points(point[None])[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)

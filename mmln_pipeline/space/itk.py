@@ -36,6 +36,7 @@ FIELD_SUFFIXES = (".nii", ".nii.gz")
 _FILE_STEPS_PER_MM = 8192
 _GZIP = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 _CHUNK = 3 * 160 * 256  # half a megabyte, half of what HDF5 keeps of a dataset while it reads
+_DISPLACEMENTS = 1006  # NIfTI's intent code; ITK itself writes that for vectors, 1007
 _LINEAR_PARAMETERS = 32  # ITK's linear transforms have 16 at most
 _EXPECTED = "expected affines and displacement fields"
 _UNREADABLE = (*UNREADABLE, RuntimeError, TypeError, KeyError, AttributeError, NotImplementedError, MatReadError)
@@ -241,12 +242,13 @@ def _read_linear(path: Path) -> np.ndarray:
 
 
 def _read_displacement(path: Path) -> DisplacementField:
-    """Read ITK's NIfTI displacement field."""
+    """Read ITK's NIfTI displacement field, LPS, or RAS where the intent code is that for displacements, as ITK does."""
     image = read_whole(path)
     data = np.asanyarray(image.dataobj, dtype=np.float32)
     if data.ndim != 5 or data.shape[3:] != (1, 3):
         raise ValueError(f"expected an ITK field of shape (I, J, K, 1, 3), found {data.shape}")
-    return DisplacementField(itk_points(data[..., 0, :]), affine_in_mm(image))
+    is_ras = int(image.header["intent_code"]) == _DISPLACEMENTS
+    return DisplacementField(data[..., 0, :] if is_ras else itk_points(data[..., 0, :]), affine_in_mm(image))
 
 
 def _read_composite(path: Path) -> list[Part]:
