@@ -26,7 +26,7 @@ from mmln_pipeline.bids_app.run_log import LOGGER, keep_log, warn
 from mmln_pipeline.bids_app.slurm_jobs import mark_folder
 from mmln_pipeline.bids_app.step_teller import SECONDS, count_steps
 from mmln_pipeline.bids_app.template_option import drop_templates
-from mmln_pipeline.bids_app.work_folder import sole_use
+from mmln_pipeline.bids_app.work_folder import sole_use, temporary_files
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.machine.forecast import Forecast
 from mmln_pipeline.machine.progress import show_forecast
@@ -72,7 +72,7 @@ def run_participants(config: Config) -> int:
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
     if config.reports_only:
         return finish(config, method, scans, {})
-    with sole_use(config.work_dir), keep_log(config):
+    with sole_use(config.work_dir), temporary_files(config.work_dir), keep_log(config):
         return register_scans(config, method, found, plugin)
 
 

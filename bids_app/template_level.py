@@ -25,7 +25,7 @@ from mmln_pipeline.bids_app.participant_level import (
 )
 from mmln_pipeline.bids_app.plugin_option import Plugin
 from mmln_pipeline.bids_app.run_log import LOGGER, keep_log, warn
-from mmln_pipeline.bids_app.work_folder import sole_use
+from mmln_pipeline.bids_app.work_folder import sole_use, temporary_files
 from mmln_pipeline.derivatives import filenames
 from mmln_pipeline.interfaces.saving import put_file, put_text, to_json
 from mmln_pipeline.workflows import Scan, init_study_template_wf, write_boilerplate
@@ -63,7 +63,7 @@ def run_template(config: Config) -> int:
         print(_describe_plan(config, found.scans, paths.values()))
         return 0
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
-    with sole_use(config.work_dir), keep_log(config):
+    with sole_use(config.work_dir), temporary_files(config.work_dir), keep_log(config):
         return _make_template(config, method, found.scans, list(paths.values()), plugin)
 
 

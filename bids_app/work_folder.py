@@ -23,7 +23,7 @@ LOCK = ".mmln.lock"
 
 @contextmanager
 def sole_use(folder: Path, name: str = "--work-dir") -> Iterator[None]:
-    """Keep other runs out of a directory to work in, and temporary files in it.
+    """Keep other runs out of a directory to work in.
 
     Two runs in one folder delete what the other one computes in, and torch (MKL) ends a process whose folder is gone.
     File systems that know no locks are used without.
@@ -57,8 +57,7 @@ def sole_use(folder: Path, name: str = "--work-dir") -> Iterator[None]:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
-        with temporary_files(folder):
-            yield
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tiny_bids import describe, list_files, one_error, settings, write_image
 from mmln_pipeline.bids_app.arguments import parse_args
 from mmln_pipeline.bids_app.invocation import SECTIONS, Config, parse_memory, read_toml
 from mmln_pipeline.bids_app.run import main
-from mmln_pipeline.bids_app.work_folder import sole_use, temporary_files
+from mmln_pipeline.bids_app.work_folder import temporary_files
 from mmln_pipeline.machine.environment import prepare_environment
 from mmln_pipeline.machine.files import why_no_folder
 from mmln_pipeline.machine.options import find_option
@@ -403,7 +403,7 @@ def test_temporary_files_lie_in_the_work_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("MPLCONFIGDIR", raising=False)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)  # a home that is read-only
     before = tempfile.gettempdir()
-    with sole_use(tmp_path):
+    with temporary_files(tmp_path):
         scratch = Path(tempfile.gettempdir())
         assert scratch.parent == tmp_path and "-" not in scratch.name
         assert os.environ["TMPDIR"] == os.environ["MPLCONFIGDIR"] == str(scratch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import tempfile
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -139,6 +140,13 @@ def test_what_is_wrong_is_one_line_before_any_work(place, capsys, changes, named
     assert len(lines) == 1
     assert all(part in lines[0] for part in named), lines[0]
     assert not (place / "wrong").exists()
+
+
+@pytest.mark.parametrize(("folder", "way"), [("/tmp", "forkserver"), ("/scratch" * 9, "spawn")])
+def test_processes_start_wherever_temporary_files_are(monkeypatch, folder, way):
+    """Python 3.11 names the fork server's socket after that folder, and systems take some 100 characters."""
+    monkeypatch.setattr(tempfile, "tempdir", folder)
+    assert protocol._fresh_processes().get_start_method() == way
 
 
 def test_two_runs_of_a_study_at_once_are_refused(place, capsys):

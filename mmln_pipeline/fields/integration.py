@@ -106,7 +106,7 @@ def taper(velocity: Tensor, shape: Sequence[int], margin: float = TAPER_MARGIN) 
     """Let a velocity field fade to zero towards the border of its field of view.
 
     A map that stays in the field of view joins the identity outside it, which is what readers of a displacement field
-    assume there; without this the transform would tear, and fold, along the border.
+    assume there; without this the transform would tear, and fold, along the border. The outermost voxels stand still.
 
     Parameters
     ----------
@@ -122,8 +122,8 @@ def taper(velocity: Tensor, shape: Sequence[int], margin: float = TAPER_MARGIN) 
     Tensor, shape (B, 3, I, J, K)
     """
     for axis, (n, full) in enumerate(zip(velocity.shape[2:], shape, strict=True)):
-        centre = torch.arange(n, device=velocity.device) + 0.5
-        depth = torch.minimum(centre, n - centre) * full / n
+        index = torch.arange(n, device=velocity.device)
+        depth = torch.minimum(index, n - 1 - index) * full / n
         ramp = (depth / margin).clamp(max=1.0)
         velocity = velocity * ramp.view([-1 if a == axis + 2 else 1 for a in range(5)])
     return velocity

@@ -4,6 +4,8 @@ A stationary velocity field has no folds in theory; on a grid its integral, and 
 have a few. Around each fold the displacement is smoothed, in a region and by a strength that grow from round to round,
 until the folds are gone. All else stays as it is. The map and its inverse are repaired each on its own: where one of
 them folds on its grid, the other one, which expands there, is sound and shall not lose detail.
+
+Beyond its grid a map is the identity, as its readers take it: the cells across the border count, too.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ FLOOR = 0.002
 MAX_ROUNDS = 30
 SMALLEST_RADIUS = 2
 """Radius in voxels, in the first round, of what is smoothed round a folded cell; it grows by one every other round."""
+_INSIDE = (slice(None), slice(None), *[slice(1, -1)] * 3)
 _BLOCK = 8
 """Folds are gathered in blocks so large, whose neighbours are repaired together."""
 
@@ -41,7 +44,7 @@ class Repair:
     ndv : Tensor, shape (1, I-1, J-1, K-1)
         Its non-diffeomorphic volume, as of `fields.jacobian.ndv`.
     reached : bool
-        NDV is zero.
+        NDV is zero, also across the border.
     rounds : int
         Rounds of smoothing; 0 when there was nothing to do.
     cells_repaired : int
@@ -49,9 +52,9 @@ class Repair:
     largest_change_voxels : float
         Length of the largest change of the displacement.
     ndv_percent_before, ndv_percent : float
-        Non-diffeomorphic volume in percent of the grid.
+        Non-diffeomorphic volume in percent of the grid and its border.
     min_jacobian_before, min_jacobian : float
-        Least of all finite-difference Jacobian determinants.
+        Least of all finite-difference Jacobian determinants, those across the border among them.
     """
 
     displacement: Tensor
@@ -93,16 +96,18 @@ def enforce(displacement: Tensor, max_rounds: int = MAX_ROUNDS) -> Repair:
     """
     if len(displacement) != 1:
         raise ValueError(f"topology: expected one field at a time, found {len(displacement)}.")
-    inverted, smallest = cell_volumes(displacement)
+    given = F.pad(displacement, [1] * 6)
+    inverted, smallest = cell_volumes(given)
     before = _summarise(inverted, smallest)
     cells = int(_folds(smallest).sum())
-    result, rounds = displacement, 0
+    result, rounds = given, 0
     is_finite = bool(torch.isfinite(displacement).all())
     while is_finite and rounds < max_rounds and bool(_folds(smallest).any()):
-        if result is displacement:
-            result = displacement.clone()
+        if result is given:
+            result = given.clone()
         for window in _find_windows(_folds(smallest), _reach(rounds)):
             _smooth(crop(result, window), smallest, window, rounds)
+            _hold_still(result)
             changed = tuple(slice(max(0, s.start - 1), s.stop) for s in window)
             cropped = tuple(slice(s.start, s.stop + 1) for s in changed)
             for volumes, anew in zip((inverted, smallest), cell_volumes(crop(result, cropped)), strict=True):
@@ -110,17 +115,24 @@ def enforce(displacement: Tensor, max_rounds: int = MAX_ROUNDS) -> Repair:
         rounds += 1
     after = _summarise(inverted, smallest)
     return Repair(
-        displacement=result,
-        ndv=inverted,
+        displacement=result[_INSIDE].contiguous() if rounds else displacement,
+        ndv=inverted[:, 1:-1, 1:-1, 1:-1],
         reached=after[0] == 0,
         rounds=rounds,
         cells_repaired=cells,
-        largest_change_voxels=float((result - displacement).square().sum(1).max().sqrt()) if rounds else 0.0,
+        largest_change_voxels=float((result - given).square().sum(1).max().sqrt()) if rounds else 0.0,
         ndv_percent_before=before[0],
         ndv_percent=after[0],
         min_jacobian_before=before[1],
         min_jacobian=after[1],
     )
+
+
+def _hold_still(surrounded: Tensor) -> None:
+    """Make the outermost voxels, those beyond the field's grid, the identity again, in place."""
+    for axis in (2, 3, 4):
+        surrounded.select(axis, 0).zero_()
+        surrounded.select(axis, -1).zero_()
 
 
 def _summarise(inverted: Tensor, smallest: Tensor) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +35,8 @@ THREAD_VARIABLES = (
 )
 PRELOADED = ["torch", "nibabel", "mmln_pipeline.scores.evaluation", "mmln_pipeline.study.planes"]
 """What every process of a study needs."""
+LONGEST_TEMPORARY = 70
+"""Characters of the path of temporary files with which a socket's name there is short enough for any system (104)."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,10 @@ def _one_process() -> ProcessPoolExecutor:
 def _fresh_processes() -> BaseContext:
     """Return what starts processes that know nothing of this one's memory, where it can without loading libraries anew.
 
-    A server that has loaded them forks each process.
+    A server that has loaded them forks each process. It is spoken to through a socket in the folder of temporary files,
+    whose path systems limit.
     """
-    if "forkserver" not in get_all_start_methods():
+    if "forkserver" not in get_all_start_methods() or len(tempfile.gettempdir()) > LONGEST_TEMPORARY:
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)

@@ -121,7 +121,7 @@ class MMLNMethod(LearnedMethod):
         """Run the 3-D branch, integrate, and repair folds where that is wanted."""
         import torch
 
-        from mmln_pipeline.fields.integration import integrate
+        from mmln_pipeline.fields.integration import integrate, taper
         from mmln_pipeline.fields.topology import enforce
         from mmln_pipeline.machine.devices import autocast, kept_memory, resolve_device
 
@@ -130,9 +130,10 @@ class MMLNMethod(LearnedMethod):
         with kept_memory(), torch.no_grad():
             with autocast(device):
                 velocities = model(*images)
-            found = integrate(velocities, fixed.shape)
-            if self.settings.topology == "strict":
-                repair = enforce(found)
+            if self.settings.topology == "off":
+                found = integrate(velocities, fixed.shape)
+            else:
+                repair = enforce(integrate([taper(v, fixed.shape) for v in velocities], fixed.shape))
                 if not repair.reached:
                     raise RuntimeError(f"mmln: the warp still folds after {repair.rounds} rounds of repair")
                 found = repair.displacement
