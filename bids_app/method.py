@@ -91,6 +91,7 @@ def prepare_method(config: Config, elsewhere: bool = False) -> Method:
         links={"raw": config.bids_dir, **config.derivatives},
         model=card["name"],
         model_sha256=card["sha256"],
+        model_license=card.get("license", ""),
         version=__version__,
         parameters={
             "init": config.init,

@@ -33,6 +33,7 @@ from mmln_pipeline.machine.progress import show_forecast
 from mmln_pipeline.reporting.group_table import group_tables
 from mmln_pipeline.reporting.record import read_records
 from mmln_pipeline.space.placement import find_placements
+from mmln_pipeline.weights import restriction
 from mmln_pipeline.workflows import Scan, fused_targets, init_mmln_wf, targets_of, write_boilerplate
 
 NETWORK_GB = 3.0
@@ -73,7 +74,14 @@ def run_participants(config: Config) -> int:
     if config.reports_only:
         return finish(config, method, scans, {})
     with sole_use(config.work_dir), temporary_files(config.work_dir), keep_log(config):
+        tell_restriction(method)
         return register_scans(config, method, found, plugin)
+
+
+def tell_restriction(method: Method) -> None:
+    """Say what the weights may not be used for, if anything."""
+    if text := restriction(method.provenance.model, method.provenance.model_license):
+        warn(f"mmln-bids: {text}")
 
 
 def prepare_run(config: Config) -> tuple[Plugin | None, Method, Found]:

@@ -20,6 +20,7 @@ from mmln_pipeline.bids_app.participant_level import (
     describe_rest,
     prepare_run,
     tell_failures,
+    tell_restriction,
     warn_of_headers,
     workflow_settings,
 )
@@ -64,6 +65,7 @@ def run_template(config: Config) -> int:
         return 0
     print("\n".join(describe_rest(found)), end="\n" if found.skipped or found.unused else "")
     with sole_use(config.work_dir), temporary_files(config.work_dir), keep_log(config):
+        tell_restriction(method)
         return _make_template(config, method, found.scans, list(paths.values()), plugin)
 
 

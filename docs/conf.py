@@ -21,7 +21,7 @@ extensions = [
     "sphinx_argparse_cli",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery"]
+exclude_patterns = ["_build", "gallery", "study/tables.md"]
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",

@@ -10,7 +10,7 @@ import torch
 
 from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
-from mmln_pipeline.weights import list_models, load_model, resolve_model, save_model
+from mmln_pipeline.weights import list_models, load_model, read_licence, resolve_model, restriction, save_model
 
 
 @pytest.fixture
@@ -120,3 +120,17 @@ def test_bundled_models_load_and_tell_where_they_come_from():
         model, loaded = load_model(card["name"])
         assert sum(p.numel() for p in model.parameters()) * 4 < 8e6
         assert loaded["license"] and loaded["training"]["volumes"] and loaded["scores"]["validation"]
+
+
+def test_weights_for_non_commercial_use_are_told_and_mmln_open_is_for_any():
+    cards = {card["name"]: card["license"] for card in list_models()}
+    told = {name for name, licence in cards.items() if restriction(name, licence)}
+    assert told == set(cards) - {"mmln-open"} and "mmln-open" in cards
+    assert restriction("mmln", cards["mmln"]).startswith("the weights mmln are for non-commercial use (CC BY-NC 3.0)")
+    assert read_licence("mmln") == cards["mmln"]
+
+
+def test_the_open_weights_saw_no_restricted_scan():
+    (card,) = (card for card in list_models() if card["name"] == "mmln-open")
+    names = {*card["training"]["volumes"], *card["training"]["validation"]}
+    assert {name.rpartition("_sub-")[0] for name in names} == {"ixi2mm_train", "ds002748"}

@@ -69,6 +69,7 @@ def _run_one(options: argparse.Namespace, folder: Path, prefix: str, outputs: Se
     from mmln_pipeline.registration.api import register
     from mmln_pipeline.registration.result import QualityWarning
     from mmln_pipeline.registration.settings import Settings
+    from mmln_pipeline.weights import restriction
 
     along = _list_along(options, folder, prefix)
     _check_outputs(vars(options), folder, prefix, outputs)
@@ -90,6 +91,8 @@ def _run_one(options: argparse.Namespace, folder: Path, prefix: str, outputs: Se
         progress("save", 1, 1)
     print_scores(result.metrics)
     seconds, device = result.metrics["seconds"], result.metrics["device"]
+    if text := restriction(result.metrics["model"], result.metrics["model_license"]):
+        print(f"Licence    {text}")
     print(f"Time       {seconds['total'] + took:.1f} s (network {seconds['network']:.1f} s) on {device}")
     print(f"Written to {folder}: {', '.join(path.name for path in paths.values())}")
     for path, output, interpolation in along:
@@ -167,6 +170,7 @@ def _run_pairs(options: argparse.Namespace, root: Path, outputs: Sequence[str] |
     from mmln_pipeline.machine.progress import progress_bar
     from mmln_pipeline.registration import steps
     from mmln_pipeline.registration.settings import Settings
+    from mmln_pipeline.weights import read_licence, restriction
 
     settings = Settings(**{item.name: getattr(options, item.name) for item in fields(Settings)})
     steps.check(settings)
@@ -176,6 +180,8 @@ def _run_pairs(options: argparse.Namespace, root: Path, outputs: Sequence[str] |
     wanted = outputs if outputs is None else (*outputs, *(["metrics"] if "metrics" not in outputs else []))
     todo = [row for row in rows if not _is_done(row, root / row["name"], settings)]
     print(f"{len(rows) - len(todo)} of {len(rows)} pairs are done already", flush=True)
+    if text := restriction(str(settings.model), read_licence(settings.model)):
+        print(f"Licence: {text}", flush=True)
     failed = {}
     with progress_bar("pairs", len(rows), len(rows) - len(todo)) as advance:
         tasks = [(row, root / row["name"], settings, options.labels, wanted) for row in todo]

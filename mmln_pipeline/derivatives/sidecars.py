@@ -34,6 +34,8 @@ class Provenance:
         Version of this software.
     parameters : mapping
         Settings of the method: initial alignment, refinement, topology, bias correction, seed.
+    model_license : str
+        Licence of the weights.
     """
 
     template: str
@@ -44,6 +46,7 @@ class Provenance:
     model_sha256: str = ""
     version: str = ""
     parameters: Mapping[str, object] = field(default_factory=dict)
+    model_license: str = ""
 
     def uri(self, path: Path) -> str:
         """Return the BIDS URI of a file in a linked dataset, or a file URI where it is in none.
@@ -330,6 +333,7 @@ def _method(provenance: Provenance) -> dict:
         **({"TemplateSHA256": provenance.template_sha256} if provenance.template_sha256 else {}),
         "Model": provenance.model,
         "ModelSHA256": provenance.model_sha256,
+        **({"ModelLicense": provenance.model_license} if provenance.model_license else {}),
         "SoftwareVersion": provenance.version,
         "Parameters": dict(provenance.parameters),
     }

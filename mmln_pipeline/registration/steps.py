@@ -155,7 +155,8 @@ def _run_on(
         network = _to_network_grid(pair, matrix, settings, model.config)
     with clock.stage("network"), torch.no_grad(), devices.autocast(device):
         images = network.fixed.to(device), network.moving.to(device)
-        velocities = model(*images, finest=settings.refine == 0)
+        is_silent = model.config.levels in card.get("silent_levels", ())
+        velocities = model(*images, finest=settings.refine == 0 and not is_silent)
     with clock.stage("refine"):
         if settings.refine != 0:
             report = clock.steps("refine", sum(refinement.count_steps(settings.refine)))
@@ -441,6 +442,7 @@ def _provenance(settings: Settings, card: dict[str, Any], device: torch.device) 
         "device": str(device),
         "model": card["name"],
         "model_sha256": card["sha256"],
+        "model_license": card.get("license", ""),
         "version": __version__,
     }
     if device.type == "cuda":

@@ -18,6 +18,8 @@ from mmln_pipeline.network.architecture import NetworkConfig
 from mmln_pipeline.network.model import MMLN
 
 FOLDER = Path(__file__).parent
+OPEN = "mmln-open"
+"""The bundled weights without a restriction of use."""
 
 
 def list_models() -> list[dict[str, Any]]:
@@ -56,6 +58,31 @@ def resolve_model(name_or_path: str | Path) -> Path:
         known = ", ".join(p.stem for p in sorted(FOLDER.glob("*.safetensors"))) or "none"
         raise ValueError(f"model: unknown name {name!r}; bundled are {known}, or give the path of a .safetensors file")
     return path
+
+
+def restriction(name: str, licence: str) -> str:
+    """Say in a line what weights may not be used for.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    licence : str
+        As its card states it.
+
+    Returns
+    -------
+    str
+        Empty where the licence restricts no use.
+    """
+    if "-NC" not in licence:
+        return ""
+    return f"the weights {name} are for non-commercial use ({licence}); {OPEN}, by --model, is for any use"
+
+
+def read_licence(name_or_path: str | Path) -> str:
+    """Return the licence that the card of a model states, or an empty text; see :func:`resolve_model`."""
+    return str(_read_card(resolve_model(name_or_path)).get("license") or "")
 
 
 def read_config(name_or_path: str | Path) -> NetworkConfig:
