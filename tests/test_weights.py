@@ -130,6 +130,12 @@ def test_weights_for_non_commercial_use_are_told_and_mmln_open_is_for_any():
     assert read_licence("mmln") == cards["mmln"]
 
 
+@pytest.mark.parametrize("card", [{}, {"license": None}])
+def test_a_card_may_state_no_licence(tmp_path, card):
+    save_model(MMLN(NetworkConfig(channels=4)), tmp_path / "own.safetensors", {"name": "own", **card})
+    assert read_licence(tmp_path / "own.safetensors") == load_model(tmp_path / "own.safetensors")[1]["license"] == ""
+
+
 def test_the_open_weights_saw_no_restricted_scan():
     (card,) = (card for card in list_models() if card["name"] == "mmln-open")
     names = {*card["training"]["volumes"], *card["training"]["validation"]}

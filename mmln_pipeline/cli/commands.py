@@ -104,7 +104,7 @@ def run_models(options: argparse.Namespace) -> None:
 
 def _card_lines(card: dict[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("licence", card.get("license", "not stated")),
+        ("licence", card.get("license") or "not stated"),
         ("training", _sum_up(card.get("training") or {})),
         ("scores", _flat(card.get("scores") or {})),
         ("sha256", card["sha256"]),

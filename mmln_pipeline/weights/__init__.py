@@ -82,7 +82,7 @@ def restriction(name: str, licence: str) -> str:
 
 def read_licence(name_or_path: str | Path) -> str:
     """Return the licence that the card of a model states, or an empty text; see :func:`resolve_model`."""
-    return str(_read_card(resolve_model(name_or_path)).get("license") or "")
+    return str(_read_card(resolve_model(name_or_path))["license"])
 
 
 def read_config(name_or_path: str | Path) -> NetworkConfig:
@@ -228,4 +228,4 @@ def _read_card(path: Path) -> dict[str, Any]:
             raise ValueError(f"model card {card}: no {key!r}")
         if not isinstance(content[key], kind):
             raise ValueError(f"model card {card}: {key}: expected {words}, found {content[key]!r}")
-    return content
+    return content | {"license": str(content.get("license") or "")}
